@@ -1,0 +1,1 @@
+"""How an architecture is chosen: pure functions over pytrees."""

@@ -1,0 +1,1 @@
+"""Data sources, the search split and the input pipelines."""

@@ -1,0 +1,1 @@
+"""One file a job; each has `run(config, workdir)`."""

@@ -1,0 +1,1 @@
+"""What an architecture costs: tables, cost models, the latency predictor."""

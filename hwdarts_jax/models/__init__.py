@@ -1,0 +1,1 @@
+"""What is computed: candidate operations and the network. Flax lives here."""

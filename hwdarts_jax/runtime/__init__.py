@@ -1,0 +1,1 @@
+"""Sharding, optimizers, state, checkpoints, metrics and plots."""

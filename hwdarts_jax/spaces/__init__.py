@@ -1,0 +1,31 @@
+"""What can be chosen: search spaces as data. No jax is imported here."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from hwdarts_jax.spaces.spec import NetworkSpec
+
+_NOT_SPACES = ('spec', 'discretize')
+
+
+def names() -> list[str]:
+  """Names of all spaces: the modules of this package that have `make`."""
+  found = (m.name for m in pkgutil.iter_modules(__path__))
+  return sorted(n for n in found if n not in _NOT_SPACES)
+
+
+def make(name: str, **kwargs) -> NetworkSpec:
+  """Returns the space `name`, made with `kwargs`.
+
+  Raises:
+    ValueError: there is no such space, or it has no such setting.
+  """
+  if name not in names():
+    raise ValueError(f'space.name is {name!r}; known spaces are {names()}.')
+  module = importlib.import_module(f'hwdarts_jax.spaces.{name}')
+  try:
+    return module.make(**kwargs)
+  except TypeError as e:
+    raise ValueError(f'space {name!r}: {e}.') from e
