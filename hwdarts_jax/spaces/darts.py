@@ -11,14 +11,28 @@ from __future__ import annotations
 from hwdarts_jax.spaces.spec import CellSpec, EdgeSpec, IMAGE, NetworkSpec
 
 # The order of the published code.
-OPS = ('none', 'max_pool_3x3', 'avg_pool_3x3', 'skip_connect', 'sep_conv_3x3',
-       'sep_conv_5x5', 'dil_conv_3x3', 'dil_conv_5x5')
+OPS = (
+  'none',
+  'max_pool_3x3',
+  'avg_pool_3x3',
+  'skip_connect',
+  'sep_conv_3x3',
+  'sep_conv_5x5',
+  'dil_conv_3x3',
+  'dil_conv_5x5',
+)
 STEM_MULTIPLIER = 3
 
 
-def make(features: int = 16, num_cells: int = 8, num_classes: int = 10,
-         image_size: int = 32, image_channels: int = 3, num_nodes: int = 4,
-         pool_bn: bool = True) -> NetworkSpec:
+def make(
+  features: int = 16,
+  num_cells: int = 8,
+  num_classes: int = 10,
+  image_size: int = 32,
+  image_channels: int = 3,
+  num_nodes: int = 4,
+  pool_bn: bool = True,
+) -> NetworkSpec:
   """Returns the space; the defaults are those of the published search.
 
   Args:
@@ -31,9 +45,13 @@ def make(features: int = 16, num_cells: int = 8, num_classes: int = 10,
     pool_bn: batch normalization after pooling, as in the published supernet;
       the published derived network has none.
   """
-  stem = CellSpec('stem', ((0, IMAGE),),
-                  (EdgeSpec(0, 1, ('conv_bn_3x3',)),), (1,),
-                  STEM_MULTIPLIER * features)
+  stem = CellSpec(
+    'stem',
+    ((0, IMAGE),),
+    (EdgeSpec(0, 1, ('conv_bn_3x3',)),),
+    (1,),
+    STEM_MULTIPLIER * features,
+  )
   reductions = {num_cells // 3, 2 * num_cells // 3}
   cells: list[CellSpec] = []
   before, last, width, size = 'stem', 'stem', features, image_size
@@ -41,33 +59,67 @@ def make(features: int = 16, num_cells: int = 8, num_classes: int = 10,
   for i in range(num_cells):
     reduce = i in reductions
     width *= 2 if reduce else 1
-    cells.append(_cell(f'cell_{i}', before, last, width, num_nodes, reduce,
-                       reduced_last))
+    cells.append(
+      _cell(f'cell_{i}', before, last, width, num_nodes, reduce, reduced_last)
+    )
     before, last, reduced_last = last, cells[-1].name, reduce
     size = -(-size // 2) if reduce else size
   head = (
-      CellSpec('pool', ((0, last),),
-               (EdgeSpec(0, 1, ('global_avg_pool',), None, size),), (1,),
-               num_nodes * width),
-      CellSpec('classifier', ((0, 'pool'),), (EdgeSpec(0, 1, ('dense',)),),
-               (1,), num_classes),
+    CellSpec(
+      'pool',
+      ((0, last),),
+      (EdgeSpec(0, 1, ('global_avg_pool',), None, size),),
+      (1,),
+      num_nodes * width,
+    ),
+    CellSpec(
+      'classifier',
+      ((0, 'pool'),),
+      (EdgeSpec(0, 1, ('dense',)),),
+      (1,),
+      num_classes,
+    ),
   )
   return NetworkSpec(
-      space='darts', input_shape=(image_size, image_size, image_channels),
-      stem=(stem,), cells=tuple(cells), head=head, num_classes=num_classes,
-      excluded=('none',), pool_bn=pool_bn)
+    space='darts',
+    input_shape=(image_size, image_size, image_channels),
+    stem=(stem,),
+    cells=tuple(cells),
+    head=head,
+    num_classes=num_classes,
+    excluded=('none',),
+    pool_bn=pool_bn,
+  )
 
 
-def _cell(name: str, before: str, last: str, features: int, num_nodes: int,
-          reduce: bool, reduced_last: bool) -> CellSpec:
+def _cell(
+  name: str,
+  before: str,
+  last: str,
+  features: int,
+  num_nodes: int,
+  reduce: bool,
+  reduced_last: bool,
+) -> CellSpec:
   """One cell: two preprocessing edges, then every earlier node to each node."""
   # After a reduction the older input is twice as large as the newer one.
   pre = ('factorized_reduce', 2) if reduced_last else ('relu_conv_bn_1x1', 1)
-  edges = [EdgeSpec(-2, 0, (pre[0],), None, pre[1]),
-           EdgeSpec(-1, 1, ('relu_conv_bn_1x1',))]
+  edges = [
+    EdgeSpec(-2, 0, (pre[0],), None, pre[1]),
+    EdgeSpec(-1, 1, ('relu_conv_bn_1x1',)),
+  ]
   pairs = [(src, dst) for dst in range(2, 2 + num_nodes) for src in range(dst)]
-  edges += [EdgeSpec(src, dst, OPS, row, 2 if reduce and src < 2 else 1)
-            for row, (src, dst) in enumerate(pairs)]
-  return CellSpec(name, ((-2, before), (-1, last)), tuple(edges),
-                  tuple(range(2, 2 + num_nodes)), features, 'concat',
-                  'reduce' if reduce else 'normal', keep=2)
+  edges += [
+    EdgeSpec(src, dst, OPS, row, 2 if reduce and src < 2 else 1)
+    for row, (src, dst) in enumerate(pairs)
+  ]
+  return CellSpec(
+    name,
+    ((-2, before), (-1, last)),
+    tuple(edges),
+    tuple(range(2, 2 + num_nodes)),
+    features,
+    'concat',
+    'reduce' if reduce else 'normal',
+    keep=2,
+  )

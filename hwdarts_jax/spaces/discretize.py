@@ -42,8 +42,9 @@ def derive(spec: NetworkSpec, alphas: Mapping[str, np.ndarray]) -> Genotype:
     gates[:, [op in spec.excluded for op in group.ops]] = -1
     best, strength = gates.argmax(axis=1), gates.max(axis=1)
     rows = _strongest(group.edges, strength, keep[name])
-    cells[name] = tuple(Choice(group.ops[best[r]], *group.edges[r])
-                        for r in rows)
+    cells[name] = tuple(
+      Choice(group.ops[best[r]], *group.edges[r]) for r in rows
+    )
   return Genotype(spec.space, cells)
 
 
@@ -54,21 +55,27 @@ def discretize(spec: NetworkSpec, genotype: Genotype) -> NetworkSpec:
     ValueError: the genotype is not of this space.
   """
   _check_genotype(spec, genotype)
-  chosen = {g: {(c.src, c.dst): c.op for c in cs}
-            for g, cs in genotype.cells.items()}
+  chosen = {
+    g: {(c.src, c.dst): c.op for c in cs} for g, cs in genotype.cells.items()
+  }
 
   def prune(cell: CellSpec) -> CellSpec:
     if cell.group not in chosen:
       return cell
     ops = chosen[cell.group]
     edges = tuple(
-        e if e.row is None else dataclasses.replace(e, ops=(ops[e.src, e.dst],))
-        for e in cell.edges if e.row is None or (e.src, e.dst) in ops)
+      e if e.row is None else dataclasses.replace(e, ops=(ops[e.src, e.dst],))
+      for e in cell.edges
+      if e.row is None or (e.src, e.dst) in ops
+    )
     return dataclasses.replace(cell, edges=edges)
 
   return dataclasses.replace(
-      spec, stem=tuple(map(prune, spec.stem)),
-      cells=tuple(map(prune, spec.cells)), head=tuple(map(prune, spec.head)))
+    spec,
+    stem=tuple(map(prune, spec.stem)),
+    cells=tuple(map(prune, spec.cells)),
+    head=tuple(map(prune, spec.head)),
+  )
 
 
 def one_hot(spec: NetworkSpec, genotype: Genotype) -> dict[str, np.ndarray]:
@@ -89,8 +96,9 @@ def one_hot(spec: NetworkSpec, genotype: Genotype) -> dict[str, np.ndarray]:
   return gates
 
 
-def _strongest(edges: tuple[tuple[int, int], ...], strength: np.ndarray,
-               keep: int | None) -> list[int]:
+def _strongest(
+  edges: tuple[tuple[int, int], ...], strength: np.ndarray, keep: int | None
+) -> list[int]:
   """Rows that survive, in the order of the spec; ties go to the earlier row."""
   rows = range(len(edges))
   if keep is None:
@@ -106,9 +114,10 @@ def _check_genotype(spec: NetworkSpec, genotype: Genotype) -> None:
   groups = spec.groups()
   if genotype.space != spec.space or set(genotype.cells) != set(groups):
     raise ValueError(
-        f'genotype of space {genotype.space!r} with groups '
-        f'{sorted(genotype.cells)} does not belong to space {spec.space!r} '
-        f'with groups {sorted(groups)}.')
+      f'genotype of space {genotype.space!r} with groups '
+      f'{sorted(genotype.cells)} does not belong to space {spec.space!r} '
+      f'with groups {sorted(groups)}.'
+    )
   keep = {c.group: c.keep for c in spec.all_cells if c.group is not None}
   for name, choices in genotype.cells.items():
     _check_choices(name, choices, groups[name], keep[name], spec.excluded)
@@ -117,12 +126,15 @@ def _check_genotype(spec: NetworkSpec, genotype: Genotype) -> None:
 def _check_choices(name, choices, group, keep, excluded) -> None:
   for c in choices:
     if (c.src, c.dst) not in group.edges:
-      raise ValueError(f'genotype.cells[{name!r}] has edge {c.src}->{c.dst}; '
-                       f'the space has {list(group.edges)}.')
+      raise ValueError(
+        f'genotype.cells[{name!r}] has edge {c.src}->{c.dst}; '
+        f'the space has {list(group.edges)}.'
+      )
     if c.op not in group.ops or c.op in excluded:
       allowed = [o for o in group.ops if o not in excluded]
-      raise ValueError(f'genotype.cells[{name!r}] has op {c.op!r}; allowed '
-                       f'are {allowed}.')
+      raise ValueError(
+        f'genotype.cells[{name!r}] has op {c.op!r}; allowed are {allowed}.'
+      )
   found = [(c.src, c.dst) for c in choices]
   if len(set(found)) != len(found):
     raise ValueError(f'genotype.cells[{name!r}] names an edge twice: {found}.')
@@ -131,5 +143,7 @@ def _check_choices(name, choices, group, keep, excluded) -> None:
     want = into if keep is None else min(keep, into)
     got = sum(d == dst for _, d in found)
     if got != want:
-      raise ValueError(f'genotype.cells[{name!r}] has {got} edges into node '
-                       f'{dst}; the space keeps {want}.')
+      raise ValueError(
+        f'genotype.cells[{name!r}] has {got} edges into node '
+        f'{dst}; the space keeps {want}.'
+      )

@@ -8,8 +8,14 @@ between stages, then BN-ReLU, global pooling and a dense layer.
 
 from __future__ import annotations
 
-from hwdarts_jax.spaces.spec import (CellSpec, Choice, EdgeSpec, Genotype,
-                                     IMAGE, NetworkSpec)
+from hwdarts_jax.spaces.spec import (
+  CellSpec,
+  Choice,
+  EdgeSpec,
+  Genotype,
+  IMAGE,
+  NetworkSpec,
+)
 
 # The order of the published supernet and of LatBench.
 OPS = ('none', 'skip_connect', 'nor_conv_1x1', 'nor_conv_3x3', 'avg_pool_3x3')
@@ -18,8 +24,13 @@ EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 GROUP = 'cell'
 
 
-def make(features: int = 16, num_cells: int = 5, num_classes: int = 10,
-         image_size: int = 32, image_channels: int = 3) -> NetworkSpec:
+def make(
+  features: int = 16,
+  num_cells: int = 5,
+  num_classes: int = 10,
+  image_size: int = 32,
+  image_channels: int = 3,
+) -> NetworkSpec:
   """Returns the space; the defaults are those of the benchmark."""
   stem = _fixed('stem', IMAGE, 'conv_bn_3x3', features)
   cells: list[CellSpec] = []
@@ -27,31 +38,48 @@ def make(features: int = 16, num_cells: int = 5, num_classes: int = 10,
   for stage in range(3):
     width = features * 2**stage
     if stage > 0:
-      cells.append(_fixed(f'reduction_{stage}', source, 'residual_block_3x3',
-                          width, stride=2))
+      cells.append(
+        _fixed(
+          f'reduction_{stage}', source, 'residual_block_3x3', width, stride=2
+        )
+      )
       source, size = cells[-1].name, -(-size // 2)
     for i in range(num_cells):
-      cells.append(CellSpec(
-          name=f'stage_{stage}_cell_{i}', inputs=((0, source),),
-          edges=tuple(EdgeSpec(src, dst, OPS, row)
-                      for row, (src, dst) in enumerate(EDGES)),
-          outputs=(3,), features=width, group=GROUP))
+      cells.append(
+        CellSpec(
+          name=f'stage_{stage}_cell_{i}',
+          inputs=((0, source),),
+          edges=tuple(
+            EdgeSpec(src, dst, OPS, row) for row, (src, dst) in enumerate(EDGES)
+          ),
+          outputs=(3,),
+          features=width,
+          group=GROUP,
+        )
+      )
       source = cells[-1].name
   head = (
-      _fixed('last_act', source, 'bn_relu', 4 * features),
-      _fixed('pool', 'last_act', 'global_avg_pool', 4 * features, size),
-      _fixed('classifier', 'pool', 'dense', num_classes),
+    _fixed('last_act', source, 'bn_relu', 4 * features),
+    _fixed('pool', 'last_act', 'global_avg_pool', 4 * features, size),
+    _fixed('classifier', 'pool', 'dense', num_classes),
   )
   return NetworkSpec(
-      space='nasbench201', input_shape=(image_size, image_size, image_channels),
-      stem=(stem,), cells=tuple(cells), head=head, num_classes=num_classes)
+    space='nasbench201',
+    input_shape=(image_size, image_size, image_channels),
+    stem=(stem,),
+    cells=tuple(cells),
+    head=head,
+    num_classes=num_classes,
+  )
 
 
 def to_arch_string(genotype: Genotype) -> str:
   """The usual ``|op~0|+|op~0|op~1|+|op~0|op~1|op~2|`` form of a genotype."""
   by_edge = {(c.src, c.dst): c.op for c in genotype.cells[GROUP]}
-  nodes = ('|' + ''.join(f'{by_edge[src, dst]}~{src}|' for src in range(dst))
-           for dst in (1, 2, 3))
+  nodes = (
+    '|' + ''.join(f'{by_edge[src, dst]}~{src}|' for src in range(dst))
+    for dst in (1, 2, 3)
+  )
   return '+'.join(nodes)
 
 
@@ -71,13 +99,19 @@ def from_arch_string(text: str) -> Genotype:
   unknown = sorted({c.op for c in choices} - set(OPS))
   if found != EDGES or unknown:
     raise ValueError(
-        f'arch string {text!r} is not a cell of nasbench201: '
-        + (f'unknown ops {unknown}; known are {list(OPS)}.' if unknown else
-           'it must look like |op~0|+|op~0|op~1|+|op~0|op~1|op~2|.'))
+      f'arch string {text!r} is not a cell of nasbench201: '
+      + (
+        f'unknown ops {unknown}; known are {list(OPS)}.'
+        if unknown
+        else 'it must look like |op~0|+|op~0|op~1|+|op~0|op~1|op~2|.'
+      )
+    )
   return Genotype('nasbench201', {GROUP: tuple(choices)})
 
 
-def _fixed(name: str, source: str, op: str, features: int,
-           stride: int = 1) -> CellSpec:
-  return CellSpec(name, ((0, source),), (EdgeSpec(0, 1, (op,), None, stride),),
-                  (1,), features)
+def _fixed(
+  name: str, source: str, op: str, features: int, stride: int = 1
+) -> CellSpec:
+  return CellSpec(
+    name, ((0, source),), (EdgeSpec(0, 1, (op,), None, stride),), (1,), features
+  )

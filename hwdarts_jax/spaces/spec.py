@@ -133,15 +133,19 @@ class Site:
   def out_shape(self) -> Shape:
     """(height, width, channels) of the output."""
     height, width, _ = self.in_shape
-    return (_ceil_div(height, self.stride), _ceil_div(width, self.stride),
-            self.features)
+    return (
+      _ceil_div(height, self.stride),
+      _ceil_div(width, self.stride),
+      self.features,
+    )
 
   def key(self, op: str) -> str:
     """The key of `op` at this site in every latency table."""
     height, width, channels = self.in_shape
     suffix = '/pool_bn' if self.pool_bn else ''
-    return (f'{op}/{height}x{width}x{channels}/{self.features}'
-            f'/s{self.stride}{suffix}')
+    return (
+      f'{op}/{height}x{width}x{channels}/{self.features}/s{self.stride}{suffix}'
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,8 +165,10 @@ class Genotype:
 
   def to_dict(self) -> dict[str, Any]:
     """A JSON-able dict; `from_dict` is its inverse."""
-    return {'space': self.space,
-            'cells': {g: [list(c) for c in cs] for g, cs in self.cells.items()}}
+    return {
+      'space': self.space,
+      'cells': {g: [list(c) for c in cs] for g, cs in self.cells.items()},
+    }
 
   def to_json(self) -> str:
     """Canonical JSON of `to_dict`."""
@@ -176,10 +182,18 @@ class Genotype:
       ValueError: the data are not a genotype; the message names the field.
     """
     data = _check_mapping(data, 'genotype', {'space', 'cells'})
-    _check(isinstance(data['space'], str), 'genotype.space', data['space'],
-           'the name of a space')
-    _check(isinstance(data['cells'], Mapping), 'genotype.cells', data['cells'],
-           'a mapping from group to a list of [op, src, dst]')
+    _check(
+      isinstance(data['space'], str),
+      'genotype.space',
+      data['space'],
+      'the name of a space',
+    )
+    _check(
+      isinstance(data['cells'], Mapping),
+      'genotype.cells',
+      data['cells'],
+      'a mapping from group to a list of [op, src, dst]',
+    )
     cells = {}
     for group, choices in data['cells'].items():
       field = f'genotype.cells[{group!r}]'
@@ -272,16 +286,30 @@ class NetworkSpec:
     data = dict(_check_mapping(data, 'spec', names))
     try:
       for part in ('stem', 'cells', 'head'):
-        data[part] = tuple(_cell_from_dict(c, f'spec.{part}[{i}]')
-                           for i, c in enumerate(data[part]))
+        data[part] = tuple(
+          _cell_from_dict(c, f'spec.{part}[{i}]')
+          for i, c in enumerate(data[part])
+        )
       data['input_shape'] = _ints(data['input_shape'], 'spec.input_shape')
       data['excluded'] = _strings(data['excluded'], 'spec.excluded')
-      _check(_is_int(data['num_classes']), 'spec.num_classes',
-             data['num_classes'], 'a whole number')
-      _check(isinstance(data['space'], str), 'spec.space', data['space'],
-             'the name of a space')
-      _check(isinstance(data['pool_bn'], bool), 'spec.pool_bn',
-             data['pool_bn'], 'true or false')
+      _check(
+        _is_int(data['num_classes']),
+        'spec.num_classes',
+        data['num_classes'],
+        'a whole number',
+      )
+      _check(
+        isinstance(data['space'], str),
+        'spec.space',
+        data['space'],
+        'the name of a space',
+      )
+      _check(
+        isinstance(data['pool_bn'], bool),
+        'spec.pool_bn',
+        data['pool_bn'],
+        'true or false',
+      )
       return cls(**data)
     except TypeError as e:
       raise ValueError(f'spec: not a network spec ({e}).') from e
@@ -294,65 +322,116 @@ class NetworkSpec:
 
 @functools.lru_cache(maxsize=256)
 def _sites(spec: NetworkSpec) -> tuple[Site, ...]:
-  _check(len(spec.input_shape) == 3 and min(spec.input_shape) > 0,
-         'spec.input_shape', spec.input_shape,
-         'three positive numbers: height, width, channels')
-  _check(spec.num_classes >= 2, 'spec.num_classes', spec.num_classes,
-         'at least 2')
+  _check(
+    len(spec.input_shape) == 3 and min(spec.input_shape) > 0,
+    'spec.input_shape',
+    spec.input_shape,
+    'three positive numbers: height, width, channels',
+  )
+  _check(
+    spec.num_classes >= 2, 'spec.num_classes', spec.num_classes, 'at least 2'
+  )
   outputs: dict[str, Shape] = {IMAGE: spec.input_shape}
   sites: list[Site] = []
   for cell in spec.all_cells:
-    _check(cell.name not in outputs, 'cell.name', cell.name,
-           'a name that no other cell has')
+    _check(
+      cell.name not in outputs,
+      'cell.name',
+      cell.name,
+      'a name that no other cell has',
+    )
     sites.extend(_cell_sites(spec, cell, outputs))
   last = spec.all_cells[-1].name
   want = (1, 1, spec.num_classes)
-  _check(outputs[last] == want, f'output of {last!r}', outputs[last],
-         f'{want}, one value per class')
+  _check(
+    outputs[last] == want,
+    f'output of {last!r}',
+    outputs[last],
+    f'{want}, one value per class',
+  )
   return tuple(sites)
 
 
-def _cell_sites(spec: NetworkSpec, cell: CellSpec,
-                outputs: dict[str, Shape]) -> Iterator[Site]:
+def _cell_sites(
+  spec: NetworkSpec, cell: CellSpec, outputs: dict[str, Shape]
+) -> Iterator[Site]:
   """Yields the sites of a cell and enters its output shape into `outputs`."""
   nodes: dict[int, Shape] = {}
   for node, source in cell.inputs:
-    _check(source in outputs, f'{cell.name}.inputs', source,
-           f'an earlier cell: {sorted(outputs)}')
+    _check(
+      source in outputs,
+      f'{cell.name}.inputs',
+      source,
+      f'an earlier cell: {sorted(outputs)}',
+    )
     nodes[node] = outputs[source]
   read: set[int] = set()
   for edge in cell.edges:
     field = f'{cell.name}/{edge.name}'
-    _check(edge.src in nodes, f'{field}.src', edge.src,
-           f'a node that is already computed: {sorted(nodes)}')
-    _check(edge.dst not in read, f'{field}.dst', edge.dst,
-           'a node that no earlier edge reads')
-    _check(bool(edge.ops) and edge.stride >= 1, field, (edge.ops, edge.stride),
-           'at least one op and a stride of at least 1')
-    _check(len(edge.ops) == 1 or (cell.group is not None
-                                  and edge.row is not None),
-           field, edge.ops, 'a group and a row, since there is a choice')
+    _check(
+      edge.src in nodes,
+      f'{field}.src',
+      edge.src,
+      f'a node that is already computed: {sorted(nodes)}',
+    )
+    _check(
+      edge.dst not in read,
+      f'{field}.dst',
+      edge.dst,
+      'a node that no earlier edge reads',
+    )
+    _check(
+      bool(edge.ops) and edge.stride >= 1,
+      field,
+      (edge.ops, edge.stride),
+      'at least one op and a stride of at least 1',
+    )
+    _check(
+      len(edge.ops) == 1 or (cell.group is not None and edge.row is not None),
+      field,
+      edge.ops,
+      'a group and a row, since there is a choice',
+    )
     read.add(edge.src)
-    site = Site(f'{cell.name}/{edge.name}', edge.ops, nodes[edge.src],
-                cell.features, edge.stride,
-                None if edge.row is None else cell.group, edge.row,
-                spec.pool_bn)
+    site = Site(
+      f'{cell.name}/{edge.name}',
+      edge.ops,
+      nodes[edge.src],
+      cell.features,
+      edge.stride,
+      None if edge.row is None else cell.group,
+      edge.row,
+      spec.pool_bn,
+    )
     shape = nodes.setdefault(edge.dst, site.out_shape)
-    _check(shape == site.out_shape, field, site.out_shape,
-           f'{shape}, like the other edges into node {edge.dst}')
+    _check(
+      shape == site.out_shape,
+      field,
+      site.out_shape,
+      f'{shape}, like the other edges into node {edge.dst}',
+    )
     yield site
   missing = [n for n in cell.outputs if n not in nodes]
-  _check(bool(cell.outputs) and not missing, f'{cell.name}.outputs',
-         cell.outputs, f'nodes that are computed: {sorted(nodes)}')
+  _check(
+    bool(cell.outputs) and not missing,
+    f'{cell.name}.outputs',
+    cell.outputs,
+    f'nodes that are computed: {sorted(nodes)}',
+  )
   outputs[cell.name] = _combined_shape(cell, [nodes[n] for n in cell.outputs])
 
 
 def _combined_shape(cell: CellSpec, shapes: list[Shape]) -> Shape:
   same = shapes if cell.combine == 'sum' else [s[:2] for s in shapes]
-  _check(cell.combine in ('sum', 'concat'), f'{cell.name}.combine',
-         cell.combine, "'sum' or 'concat'")
-  _check(len(set(same)) == 1, f'{cell.name}.outputs', shapes,
-         'nodes of one shape')
+  _check(
+    cell.combine in ('sum', 'concat'),
+    f'{cell.name}.combine',
+    cell.combine,
+    "'sum' or 'concat'",
+  )
+  _check(
+    len(set(same)) == 1, f'{cell.name}.outputs', shapes, 'nodes of one shape'
+  )
   height, width, channels = shapes[0]
   if cell.combine == 'concat':
     channels = sum(s[2] for s in shapes)
@@ -368,18 +447,31 @@ def _groups(spec: NetworkSpec) -> tuple[tuple[str, GroupSpec], ...]:
         continue
       value = (edge.src, edge.dst, edge.ops)
       seen = rows.setdefault(cell.group, {}).setdefault(edge.row, value)
-      _check(seen == value, f'{cell.name}/{edge.name}', value,
-             f'{seen}, like every row {edge.row} of group {cell.group!r}')
+      _check(
+        seen == value,
+        f'{cell.name}/{edge.name}',
+        value,
+        f'{seen}, like every row {edge.row} of group {cell.group!r}',
+      )
   groups = []
   for name, by_row in rows.items():
-    _check(sorted(by_row) == list(range(len(by_row))), f'rows of {name!r}',
-           sorted(by_row), f'0 to {len(by_row) - 1} without gaps')
+    _check(
+      sorted(by_row) == list(range(len(by_row))),
+      f'rows of {name!r}',
+      sorted(by_row),
+      f'0 to {len(by_row) - 1} without gaps',
+    )
     ordered = [by_row[i] for i in range(len(by_row))]
     ops = {o for _, _, o in ordered}
-    _check(len(ops) == 1, f'ops of group {name!r}', sorted(ops),
-           'the same ops in every row; use one group for each set of ops')
-    groups.append((name, GroupSpec(ordered[0][2],
-                                   tuple((s, d) for s, d, _ in ordered))))
+    _check(
+      len(ops) == 1,
+      f'ops of group {name!r}',
+      sorted(ops),
+      'the same ops in every row; use one group for each set of ops',
+    )
+    groups.append(
+      (name, GroupSpec(ordered[0][2], tuple((s, d) for s, d, _ in ordered)))
+    )
   return tuple(groups)
 
 
@@ -397,15 +489,22 @@ def _is_int(value: Any) -> bool:
 
 
 def _ints(value: Any, field: str) -> tuple[int, ...]:
-  _check(isinstance(value, list | tuple) and all(_is_int(v) for v in value),
-         field, value, 'a list of whole numbers')
+  _check(
+    isinstance(value, list | tuple) and all(_is_int(v) for v in value),
+    field,
+    value,
+    'a list of whole numbers',
+  )
   return tuple(value)
 
 
 def _strings(value: Any, field: str) -> tuple[str, ...]:
-  _check(isinstance(value, list | tuple)
-         and all(isinstance(v, str) for v in value),
-         field, value, 'a list of names')
+  _check(
+    isinstance(value, list | tuple) and all(isinstance(v, str) for v in value),
+    field,
+    value,
+    'a list of names',
+  )
   return tuple(value)
 
 
@@ -418,45 +517,79 @@ def _loads(text: str, what: str) -> Any:
 
 def _check_mapping(data: Any, what: str, keys: set[str]) -> Mapping[str, Any]:
   _check(isinstance(data, Mapping), what, data, 'a JSON object')
-  _check(set(data) == keys, f'{what} keys', sorted(map(str, data)),
-         f'{sorted(keys)}')
+  _check(
+    set(data) == keys, f'{what} keys', sorted(map(str, data)), f'{sorted(keys)}'
+  )
   return data
 
 
 def _choice_from_list(value: Any, field: str) -> Choice:
-  _check(isinstance(value, list | tuple) and len(value) == 3
-         and isinstance(value[0], str) and _is_int(value[1])
-         and _is_int(value[2]), field, value, '[op, src, dst]')
+  _check(
+    isinstance(value, list | tuple)
+    and len(value) == 3
+    and isinstance(value[0], str)
+    and _is_int(value[1])
+    and _is_int(value[2]),
+    field,
+    value,
+    '[op, src, dst]',
+  )
   return Choice(*value)
 
 
 def _cell_from_dict(data: Any, field: str) -> CellSpec:
   names = {f.name for f in dataclasses.fields(CellSpec)}
   data = dict(_check_mapping(data, field, names))
-  _check(isinstance(data['edges'], list | tuple), f'{field}.edges',
-         data['edges'], 'a list')
+  _check(
+    isinstance(data['edges'], list | tuple),
+    f'{field}.edges',
+    data['edges'],
+    'a list',
+  )
   edges = []
   for edge in data['edges']:
     edge_names = {f.name for f in dataclasses.fields(EdgeSpec)}
     edge = dict(_check_mapping(edge, f'{field}.edges', edge_names))
     for name in ('src', 'dst', 'stride'):
-      _check(_is_int(edge[name]), f'{field}.edges.{name}', edge[name],
-             'a whole number')
-    _check(edge['row'] is None or _is_int(edge['row']), f'{field}.edges.row',
-           edge['row'], 'a whole number or null')
+      _check(
+        _is_int(edge[name]),
+        f'{field}.edges.{name}',
+        edge[name],
+        'a whole number',
+      )
+    _check(
+      edge['row'] is None or _is_int(edge['row']),
+      f'{field}.edges.row',
+      edge['row'],
+      'a whole number or null',
+    )
     edge['ops'] = _strings(edge['ops'], f'{field}.edges.ops')
     edges.append(EdgeSpec(**edge))
   data['edges'] = tuple(edges)
   inputs = []
   for pair in data['inputs']:
-    _check(isinstance(pair, list | tuple) and len(pair) == 2
-           and _is_int(pair[0]) and isinstance(pair[1], str),
-           f'{field}.inputs', pair, '[node, source]')
+    _check(
+      isinstance(pair, list | tuple)
+      and len(pair) == 2
+      and _is_int(pair[0])
+      and isinstance(pair[1], str),
+      f'{field}.inputs',
+      pair,
+      '[node, source]',
+    )
     inputs.append((pair[0], pair[1]))
   data['inputs'] = tuple(inputs)
   data['outputs'] = _ints(data['outputs'], f'{field}.outputs')
-  _check(_is_int(data['features']) and data['features'] > 0,
-         f'{field}.features', data['features'], 'a positive whole number')
-  _check(data['keep'] is None or _is_int(data['keep']), f'{field}.keep',
-         data['keep'], 'a whole number or null')
+  _check(
+    _is_int(data['features']) and data['features'] > 0,
+    f'{field}.features',
+    data['features'],
+    'a positive whole number',
+  )
+  _check(
+    data['keep'] is None or _is_int(data['keep']),
+    f'{field}.keep',
+    data['keep'],
+    'a whole number or null',
+  )
   return CellSpec(**data)
