@@ -52,6 +52,8 @@ def make(
     (1,),
     STEM_MULTIPLIER * features,
   )
+  if num_cells < 1:
+    raise ValueError(f'num_cells is {num_cells!r}; it must be at least 1.')
   reductions = {num_cells // 3, 2 * num_cells // 3}
   cells: list[CellSpec] = []
   before, last, width, size = 'stem', 'stem', features, image_size

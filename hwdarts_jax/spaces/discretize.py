@@ -6,12 +6,18 @@ edges have one op, interpreted by the same network class as the supernet.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 
 import numpy as np
 
-from hwdarts_jax.spaces.spec import CellSpec, Choice, Genotype, NetworkSpec
+from hwdarts_jax.spaces.spec import (
+  CellSpec,
+  Choice,
+  Genotype,
+  GroupSpec,
+  NetworkSpec,
+)
 
 
 def derive(spec: NetworkSpec, alphas: Mapping[str, np.ndarray]) -> Genotype:
@@ -26,7 +32,8 @@ def derive(spec: NetworkSpec, alphas: Mapping[str, np.ndarray]) -> Genotype:
     alphas: for each group, logits f32[E, O].
 
   Raises:
-    ValueError: groups or shapes of `alphas` are not those of `spec`.
+    ValueError: groups or shapes of `alphas` are not those of `spec`, or values
+      are not finite.
   """
   groups = spec.groups()
   shapes = {g: np.shape(a) for g, a in alphas.items()}
@@ -37,6 +44,8 @@ def derive(spec: NetworkSpec, alphas: Mapping[str, np.ndarray]) -> Genotype:
   cells = {}
   for name, group in groups.items():
     logits = np.asarray(alphas[name], np.float64)
+    if not np.isfinite(logits).all():
+      raise ValueError(f'alphas[{name!r}] are not finite: {logits.tolist()}.')
     gates = np.exp(logits - logits.max(axis=1, keepdims=True))
     gates /= gates.sum(axis=1, keepdims=True)
     gates[:, [op in spec.excluded for op in group.ops]] = -1
@@ -123,7 +132,13 @@ def _check_genotype(spec: NetworkSpec, genotype: Genotype) -> None:
     _check_choices(name, choices, groups[name], keep[name], spec.excluded)
 
 
-def _check_choices(name, choices, group, keep, excluded) -> None:
+def _check_choices(
+  name: str,
+  choices: Sequence[Choice],
+  group: GroupSpec,
+  keep: int | None,
+  excluded: Sequence[str],
+) -> None:
   for c in choices:
     if (c.src, c.dst) not in group.edges:
       raise ValueError(

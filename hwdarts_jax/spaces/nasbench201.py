@@ -8,6 +8,8 @@ between stages, then BN-ReLU, global pooling and a dense layer.
 
 from __future__ import annotations
 
+import re
+
 from hwdarts_jax.spaces.spec import (
   CellSpec,
   Choice,
@@ -22,6 +24,9 @@ OPS = ('none', 'skip_connect', 'nor_conv_1x1', 'nor_conv_3x3', 'avg_pool_3x3')
 # (src, dst) in the order of the arch string.
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 GROUP = 'cell'
+_ARCH_STRING = re.compile(
+  r'\|(\w+)~0\|\+\|(\w+)~0\|(\w+)~1\|\+\|(\w+)~0\|(\w+)~1\|(\w+)~2\|'
+)
 
 
 def make(
@@ -32,6 +37,8 @@ def make(
   image_channels: int = 3,
 ) -> NetworkSpec:
   """Returns the space; the defaults are those of the benchmark."""
+  if num_cells < 1:
+    raise ValueError(f'num_cells is {num_cells!r}; it must be at least 1.')
   stem = _fixed('stem', IMAGE, 'conv_bn_3x3', features)
   cells: list[CellSpec] = []
   source, size = 'stem', image_size
@@ -89,24 +96,21 @@ def from_arch_string(text: str) -> Genotype:
   Raises:
     ValueError: `text` is not an arch string of this space.
   """
-  choices = []
-  nodes = text.strip().split('+')
-  for dst, node in enumerate(nodes, start=1):
-    for part in node.strip('|').split('|'):
-      op, _, src = part.partition('~')
-      choices.append(Choice(op, int(src) if src.isdigit() else -1, dst))
-  found = tuple((c.src, c.dst) for c in choices)
-  unknown = sorted({c.op for c in choices} - set(OPS))
-  if found != EDGES or unknown:
+  match = _ARCH_STRING.fullmatch(text.strip())
+  if match is None:
     raise ValueError(
-      f'arch string {text!r} is not a cell of nasbench201: '
-      + (
-        f'unknown ops {unknown}; known are {list(OPS)}.'
-        if unknown
-        else 'it must look like |op~0|+|op~0|op~1|+|op~0|op~1|op~2|.'
-      )
+      f'arch string is {text!r}; it must look like '
+      '|op~0|+|op~0|op~1|+|op~0|op~1|op~2|.'
     )
-  return Genotype('nasbench201', {GROUP: tuple(choices)})
+  unknown = sorted(set(match.groups()) - set(OPS))
+  if unknown:
+    raise ValueError(
+      f'arch string {text!r} has ops {unknown}; known ops are {list(OPS)}.'
+    )
+  pairs = zip(match.groups(), EDGES, strict=True)
+  return Genotype(
+    'nasbench201', {GROUP: tuple(Choice(op, *edge) for op, edge in pairs)}
+  )
 
 
 def _fixed(

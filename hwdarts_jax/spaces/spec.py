@@ -16,16 +16,18 @@ No jax is imported here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import functools
 import hashlib
 import json
-from typing import Any, NamedTuple
+import math
+from typing import Any, NamedTuple, TypeVar
 
 IMAGE = 'image'  # the name of the network's input, as a source of cells
 
 Shape = tuple[int, int, int]  # height, width, channels
+T = TypeVar('T')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,23 @@ class EdgeSpec:
   ops: tuple[str, ...]
   row: int | None = None
   stride: int = 1
+
+  def __post_init__(self):
+    _check(_is_int(self.src), 'src', self.src, 'a whole number')
+    _check(_is_int(self.dst), 'dst', self.dst, 'a whole number')
+    _check(
+      _are(_is_name, self.ops) and 0 < len(self.ops) == len(set(self.ops)),
+      'ops',
+      self.ops,
+      'one or more different names',
+    )
+    _check(
+      self.row is None or _is_int(self.row, 0),
+      'row',
+      self.row,
+      'a row of the alphas, from 0, or None',
+    )
+    _check(_is_int(self.stride, 1), 'stride', self.stride, 'at least 1')
 
   @property
   def name(self) -> str:
@@ -78,6 +97,51 @@ class CellSpec:
   combine: str = 'sum'
   group: str | None = None
   keep: int | None = None
+
+  def __post_init__(self):
+    _check(
+      _is_name(self.name) and '/' not in self.name,
+      'name',
+      self.name,
+      'a name without slashes',
+    )
+    _check(
+      _are(_is_input, self.inputs),
+      'inputs',
+      self.inputs,
+      'pairs (node, source)',
+    )
+    _check(
+      _are(lambda e: isinstance(e, EdgeSpec), self.edges),
+      'edges',
+      self.edges,
+      'a tuple of EdgeSpec',
+    )
+    _check(_are(_is_int, self.outputs), 'outputs', self.outputs, 'nodes')
+    _check(
+      _is_int(self.features, 1),
+      'features',
+      self.features,
+      'a positive whole number',
+    )
+    _check(
+      self.combine in ('sum', 'concat'),
+      'combine',
+      self.combine,
+      "'sum' or 'concat'",
+    )
+    _check(
+      self.group is None or _is_name(self.group),
+      'group',
+      self.group,
+      'a name or None',
+    )
+    _check(
+      self.keep is None or _is_int(self.keep, 1),
+      'keep',
+      self.keep,
+      'at least 1, or None',
+    )
 
 
 class Choice(NamedTuple):
@@ -234,6 +298,29 @@ class NetworkSpec:
   pool_bn: bool = False
 
   def __post_init__(self):
+    _check(_is_name(self.space), 'space', self.space, 'the name of a space')
+    _check(
+      _are(lambda n: _is_int(n, 1), self.input_shape)
+      and len(self.input_shape) == 3,
+      'input_shape',
+      self.input_shape,
+      'three positive whole numbers: height, width, channels',
+    )
+    for part in ('stem', 'cells', 'head'):
+      cells = getattr(self, part)
+      ok = _are(lambda c: isinstance(c, CellSpec), cells)
+      _check(ok, part, cells, 'a tuple of CellSpec')
+    _check(bool(self.all_cells), 'cells', self.cells, 'at least one cell')
+    _check(
+      _is_int(self.num_classes, 2),
+      'num_classes',
+      self.num_classes,
+      'at least 2',
+    )
+    _check(_are(_is_name, self.excluded), 'excluded', self.excluded, 'op names')
+    _check(
+      isinstance(self.pool_bn, bool), 'pool_bn', self.pool_bn, 'True or False'
+    )
     self.sites()  # raises ValueError where the graph does not hold together
     self.groups()
 
@@ -282,37 +369,15 @@ class NetworkSpec:
     Raises:
       ValueError: the data are not a spec; the message names the field.
     """
-    names = {f.name for f in dataclasses.fields(cls)}
-    data = dict(_check_mapping(data, 'spec', names))
-    try:
-      for part in ('stem', 'cells', 'head'):
-        data[part] = tuple(
-          _cell_from_dict(c, f'spec.{part}[{i}]')
-          for i, c in enumerate(data[part])
-        )
-      data['input_shape'] = _ints(data['input_shape'], 'spec.input_shape')
-      data['excluded'] = _strings(data['excluded'], 'spec.excluded')
-      _check(
-        _is_int(data['num_classes']),
-        'spec.num_classes',
-        data['num_classes'],
-        'a whole number',
+    fields = _fields(data, cls, 'spec')
+    for part in ('stem', 'cells', 'head'):
+      fields[part] = tuple(
+        _cell_from_dict(c, f'spec.{part}[{i}]')
+        for i, c in enumerate(_items(fields[part], f'spec.{part}'))
       )
-      _check(
-        isinstance(data['space'], str),
-        'spec.space',
-        data['space'],
-        'the name of a space',
-      )
-      _check(
-        isinstance(data['pool_bn'], bool),
-        'spec.pool_bn',
-        data['pool_bn'],
-        'true or false',
-      )
-      return cls(**data)
-    except TypeError as e:
-      raise ValueError(f'spec: not a network spec ({e}).') from e
+    for name in ('input_shape', 'excluded'):
+      fields[name] = _items(fields[name], f'spec.{name}')
+    return _build(cls, fields, 'spec')
 
   @classmethod
   def from_json(cls, text: str) -> NetworkSpec:
@@ -322,15 +387,6 @@ class NetworkSpec:
 
 @functools.lru_cache(maxsize=256)
 def _sites(spec: NetworkSpec) -> tuple[Site, ...]:
-  _check(
-    len(spec.input_shape) == 3 and min(spec.input_shape) > 0,
-    'spec.input_shape',
-    spec.input_shape,
-    'three positive numbers: height, width, channels',
-  )
-  _check(
-    spec.num_classes >= 2, 'spec.num_classes', spec.num_classes, 'at least 2'
-  )
   outputs: dict[str, Shape] = {IMAGE: spec.input_shape}
   sites: list[Site] = []
   for cell in spec.all_cells:
@@ -364,8 +420,10 @@ def _cell_sites(
       source,
       f'an earlier cell: {sorted(outputs)}',
     )
+    _check(node not in nodes, f'{cell.name}.inputs', node, 'named once')
     nodes[node] = outputs[source]
-  read: set[int] = set()
+  final = set(nodes)  # nodes that no further edge may write
+  pairs: set[tuple[int, int]] = set()
   for edge in cell.edges:
     field = f'{cell.name}/{edge.name}'
     _check(
@@ -375,24 +433,25 @@ def _cell_sites(
       f'a node that is already computed: {sorted(nodes)}',
     )
     _check(
-      edge.dst not in read,
+      edge.dst not in final,
       f'{field}.dst',
       edge.dst,
-      'a node that no earlier edge reads',
+      'a node that is no input and that no earlier edge reads',
     )
     _check(
-      bool(edge.ops) and edge.stride >= 1,
+      (edge.src, edge.dst) not in pairs,
       field,
-      (edge.ops, edge.stride),
-      'at least one op and a stride of at least 1',
+      edge,
+      'the only edge of its pair',
     )
     _check(
       len(edge.ops) == 1 or (cell.group is not None and edge.row is not None),
       field,
       edge.ops,
-      'a group and a row, since there is a choice',
+      'one op, or else have a group and a row',
     )
-    read.add(edge.src)
+    pairs.add((edge.src, edge.dst))
+    final.add(edge.src)
     site = Site(
       f'{cell.name}/{edge.name}',
       edge.ops,
@@ -424,12 +483,6 @@ def _cell_sites(
 def _combined_shape(cell: CellSpec, shapes: list[Shape]) -> Shape:
   same = shapes if cell.combine == 'sum' else [s[:2] for s in shapes]
   _check(
-    cell.combine in ('sum', 'concat'),
-    f'{cell.name}.combine',
-    cell.combine,
-    "'sum' or 'concat'",
-  )
-  _check(
     len(set(same)) == 1, f'{cell.name}.outputs', shapes, 'nodes of one shape'
   )
   height, width, channels = shapes[0]
@@ -453,26 +506,48 @@ def _groups(spec: NetworkSpec) -> tuple[tuple[str, GroupSpec], ...]:
         value,
         f'{seen}, like every row {edge.row} of group {cell.group!r}',
       )
-  groups = []
-  for name, by_row in rows.items():
+  for name in rows:
+    keeps = {c.keep for c in spec.all_cells if c.group == name}
     _check(
-      sorted(by_row) == list(range(len(by_row))),
-      f'rows of {name!r}',
-      sorted(by_row),
-      f'0 to {len(by_row) - 1} without gaps',
+      len(keeps) == 1, f'keep of group {name!r}', keeps, 'the same in each cell'
     )
-    ordered = [by_row[i] for i in range(len(by_row))]
-    ops = {o for _, _, o in ordered}
-    _check(
-      len(ops) == 1,
-      f'ops of group {name!r}',
-      sorted(ops),
-      'the same ops in every row; use one group for each set of ops',
-    )
-    groups.append(
-      (name, GroupSpec(ordered[0][2], tuple((s, d) for s, d, _ in ordered)))
-    )
-  return tuple(groups)
+  return tuple((n, _group(spec, n, by_row)) for n, by_row in rows.items())
+
+
+def _group(
+  spec: NetworkSpec,
+  name: str,
+  by_row: dict[int, tuple[int, int, tuple[str, ...]]],
+) -> GroupSpec:
+  """Checks and returns the group that cells describe row by row."""
+  _check(
+    sorted(by_row) == list(range(len(by_row))),
+    f'rows of group {name!r}',
+    sorted(by_row),
+    f'0 to {len(by_row) - 1} without gaps',
+  )
+  ordered = [by_row[i] for i in range(len(by_row))]
+  ops = ordered[0][2]
+  _check(
+    all(o == ops for _, _, o in ordered),
+    f'ops of group {name!r}',
+    sorted({o for _, _, o in ordered}),
+    'the same ops in every row; use one group for each set of ops',
+  )
+  _check(
+    not set(ops) <= set(spec.excluded),
+    'excluded',
+    spec.excluded,
+    f'without some op of group {name!r}: {ops}',
+  )
+  edges = tuple((src, dst) for src, dst, _ in ordered)
+  _check(
+    len(set(edges)) == len(edges),
+    f'edges of group {name!r}',
+    edges,
+    'different in every row, since genotypes name an edge by (src, dst)',
+  )
+  return GroupSpec(ops, edges)
 
 
 def _ceil_div(a: int, b: int) -> int:
@@ -484,34 +559,33 @@ def _check(ok: bool, field: str, value: Any, allowed: str) -> None:
     raise ValueError(f'{field} is {value!r}; it must be {allowed}.')
 
 
-def _is_int(value: Any) -> bool:
-  return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _ints(value: Any, field: str) -> tuple[int, ...]:
-  _check(
-    isinstance(value, list | tuple) and all(_is_int(v) for v in value),
-    field,
-    value,
-    'a list of whole numbers',
+def _is_int(value: Any, least: float = -math.inf) -> bool:
+  return (
+    isinstance(value, int) and not isinstance(value, bool) and value >= least
   )
-  return tuple(value)
 
 
-def _strings(value: Any, field: str) -> tuple[str, ...]:
-  _check(
-    isinstance(value, list | tuple) and all(isinstance(v, str) for v in value),
-    field,
-    value,
-    'a list of names',
+def _is_name(value: Any) -> bool:
+  return isinstance(value, str) and bool(value)
+
+
+def _is_input(value: Any) -> bool:
+  return (
+    isinstance(value, tuple)
+    and len(value) == 2
+    and _is_int(value[0])
+    and _is_name(value[1])
   )
-  return tuple(value)
+
+
+def _are(test: Callable[[Any], bool], values: Any) -> bool:
+  return isinstance(values, tuple) and all(map(test, values))
 
 
 def _loads(text: str, what: str) -> Any:
   try:
     return json.loads(text)
-  except (ValueError, RecursionError) as e:
+  except (TypeError, ValueError, RecursionError) as e:
     raise ValueError(f'{what}: not JSON ({e}).') from e
 
 
@@ -537,59 +611,38 @@ def _choice_from_list(value: Any, field: str) -> Choice:
   return Choice(*value)
 
 
+def _items(value: Any, field: str) -> tuple[Any, ...]:
+  _check(isinstance(value, list | tuple), field, value, 'a list')
+  return tuple(value)
+
+
+def _fields(data: Any, cls: type, field: str) -> dict[str, Any]:
+  names = {f.name for f in dataclasses.fields(cls)}
+  return dict(_check_mapping(data, field, names))
+
+
+def _build(cls: type[T], fields: dict[str, Any], field: str) -> T:
+  try:
+    return cls(**fields)
+  except ValueError as e:
+    raise ValueError(f'{field}: {e}') from e
+
+
 def _cell_from_dict(data: Any, field: str) -> CellSpec:
-  names = {f.name for f in dataclasses.fields(CellSpec)}
-  data = dict(_check_mapping(data, field, names))
-  _check(
-    isinstance(data['edges'], list | tuple),
-    f'{field}.edges',
-    data['edges'],
-    'a list',
+  fields = _fields(data, CellSpec, field)
+  fields['edges'] = tuple(
+    _edge_from_dict(e, f'{field}.edges[{i}]')
+    for i, e in enumerate(_items(fields['edges'], f'{field}.edges'))
   )
-  edges = []
-  for edge in data['edges']:
-    edge_names = {f.name for f in dataclasses.fields(EdgeSpec)}
-    edge = dict(_check_mapping(edge, f'{field}.edges', edge_names))
-    for name in ('src', 'dst', 'stride'):
-      _check(
-        _is_int(edge[name]),
-        f'{field}.edges.{name}',
-        edge[name],
-        'a whole number',
-      )
-    _check(
-      edge['row'] is None or _is_int(edge['row']),
-      f'{field}.edges.row',
-      edge['row'],
-      'a whole number or null',
-    )
-    edge['ops'] = _strings(edge['ops'], f'{field}.edges.ops')
-    edges.append(EdgeSpec(**edge))
-  data['edges'] = tuple(edges)
-  inputs = []
-  for pair in data['inputs']:
-    _check(
-      isinstance(pair, list | tuple)
-      and len(pair) == 2
-      and _is_int(pair[0])
-      and isinstance(pair[1], str),
-      f'{field}.inputs',
-      pair,
-      '[node, source]',
-    )
-    inputs.append((pair[0], pair[1]))
-  data['inputs'] = tuple(inputs)
-  data['outputs'] = _ints(data['outputs'], f'{field}.outputs')
-  _check(
-    _is_int(data['features']) and data['features'] > 0,
-    f'{field}.features',
-    data['features'],
-    'a positive whole number',
+  fields['inputs'] = tuple(
+    _items(pair, f'{field}.inputs')
+    for pair in _items(fields['inputs'], f'{field}.inputs')
   )
-  _check(
-    data['keep'] is None or _is_int(data['keep']),
-    f'{field}.keep',
-    data['keep'],
-    'a whole number or null',
-  )
-  return CellSpec(**data)
+  fields['outputs'] = _items(fields['outputs'], f'{field}.outputs')
+  return _build(CellSpec, fields, field)
+
+
+def _edge_from_dict(data: Any, field: str) -> EdgeSpec:
+  fields = _fields(data, EdgeSpec, field)
+  fields['ops'] = _items(fields['ops'], f'{field}.ops')
+  return _build(EdgeSpec, fields, field)
