@@ -1,0 +1,118 @@
+"""What each op costs: tables of ms, MACs and parameters over a spec.
+
+A cost is any function ``value(site, op) -> float``; `tabulate` adds it up over
+the sites that share a row of the alphas, so repeated cells are counted as
+often as they stand in the network. Add a cost by writing its value function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+import functools
+import math
+from typing import Any
+
+import chex
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+import numpy as np
+
+from hwdarts_jax.models import ops
+from hwdarts_jax.spaces.spec import NetworkSpec, Site
+
+ValueFn = Callable[[Site, str], float]
+
+
+@chex.dataclass(frozen=True)
+class CostTable:
+  """Costs that add up.
+
+  Attributes:
+    per_op: for each group f64[E, O].
+    fixed: cost of everything that is not searched.
+    unit: such as 'ms' or 'macs'.
+  """
+
+  per_op: Mapping[str, np.ndarray]
+  fixed: float
+  unit: str
+
+  def of(self, probs: Mapping[str, Any]) -> float:
+    """fixed + sum(probs * per_op), for `probs` f[E, O] of each group."""
+    return self.fixed + sum(float(np.sum(np.asarray(probs[g], np.float64) * c))
+                            for g, c in self.per_op.items())
+
+
+def tabulate(spec: NetworkSpec, value: ValueFn, unit: str) -> CostTable:
+  """Returns the costs of all ops of `spec`, added up over its sites."""
+  groups = spec.groups()
+  per_op = {g: np.zeros(s.shape) for g, s in groups.items()}
+  fixed = 0.
+  for site in spec.sites():
+    costs = np.array([value(site, op) for op in site.ops], np.float64)
+    if len(site.ops) == 1:
+      fixed += costs[0]
+    else:
+      assert site.group is not None and site.row is not None
+      per_op[site.group][site.row] += costs
+  return CostTable(per_op=per_op, fixed=fixed, unit=unit)
+
+
+def total(spec: NetworkSpec, value: ValueFn) -> float:
+  """Returns the cost of a discrete network.
+
+  Raises:
+    ValueError: `spec` still has choices.
+  """
+  if not spec.is_discrete:
+    raise ValueError(f'the cost of space {spec.space!r} depends on the choice; '
+                     'discretize it first, or use tabulate.')
+  return tabulate(spec, value, '').fixed
+
+
+def macs(site: Site, op: str) -> float:
+  """Multiply-accumulates of convolutions and dense layers, one image."""
+  return float(_macs_and_params(site.key(op), site, op)[0])
+
+
+def params(site: Site, op: str) -> float:
+  """Parameters of the op; batch-norm statistics are not parameters."""
+  return float(_macs_and_params(site.key(op), site, op)[1])
+
+
+_CACHE: dict[str, tuple[int, int]] = {}
+
+
+def _macs_and_params(key: str, site: Site, op: str) -> tuple[int, int]:
+  """Traces the op once for each latency key."""
+  if key not in _CACHE:
+    module = ops.get(op)(site.features, site.stride,
+                         ops.Context(pool_bn=site.pool_bn))
+    image = jax.ShapeDtypeStruct((1, *site.in_shape), jnp.float32)
+    variables = jax.eval_shape(
+        functools.partial(module.init, train=False), jax.random.key(0), image)
+    jaxpr = jax.make_jaxpr(functools.partial(module.apply, train=False))(
+        variables, image)
+    count = sum(math.prod(leaf.shape)
+                for leaf in jax.tree.leaves(variables.get('params', {})))
+    _CACHE[key] = _count_macs(jaxpr.jaxpr), count
+  return _CACHE[key]
+
+
+def _count_macs(jaxpr: Any) -> int:
+  """Multiply-accumulates of the convolutions and products of a jaxpr."""
+  count = 0
+  for eqn in jaxpr.eqns:
+    out = eqn.outvars[0].aval.shape
+    if eqn.primitive.name == 'conv_general_dilated':
+      kernel = eqn.invars[1].aval.shape
+      features = kernel[eqn.params['dimension_numbers'].rhs_spec[0]]
+      count += math.prod(out) * math.prod(kernel) // features
+    elif eqn.primitive.name == 'dot_general':
+      lhs = eqn.invars[0].aval.shape
+      contracted = eqn.params['dimension_numbers'][0][0]
+      count += math.prod(out) * math.prod(lhs[d] for d in contracted)
+    for inner in jax.extend.core.jaxprs_in_params(eqn.params):
+      count += _count_macs(inner)
+  return count

@@ -1,0 +1,82 @@
+"""From gates to the random architecture that they stand for.
+
+The discretization of a space, made random: every edge draws an op from its
+gates; where a node keeps only some of its edges, it keeps a set of edges with
+probability proportional to the product of their strengths, the strength of an
+edge being the mass of the ops that may win. At one-hot gates this is the
+discretized architecture itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hwdarts_jax.spaces.spec import NetworkSpec
+
+_TINY = 1e-12
+
+
+def marginals(spec: NetworkSpec,
+              gates: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+  """Returns the probability that each op ends up in the architecture.
+
+  Args:
+    spec: the space.
+    gates: for each group f[..., E, O] whose rows are distributions over ops;
+      a row of zeros is an edge that is never kept.
+
+  Returns:
+    For each group f[..., E, O]. The gates themselves where every edge is kept
+    and no op is excluded.
+  """
+  keep = {c.group: c.keep for c in spec.all_cells if c.group is not None}
+  out = {}
+  for name, group in spec.groups().items():
+    allowed = np.array([op not in spec.excluded for op in group.ops])
+    probs = gates[name]
+    if not allowed.all():
+      shape = (1,) * (probs.ndim - 1) + (-1,)
+      probs = probs * allowed.reshape(shape).astype(probs.dtype)
+    limit = keep[name]
+    if limit is not None or not allowed.all():
+      probs = _keep_edges(probs, group.edges, limit)
+    out[name] = probs
+  return out
+
+
+def _keep_edges(probs: jax.Array, edges, limit: int | None) -> jax.Array:
+  """Scales each row from its strength to its probability of being kept."""
+  strength = probs.sum(-1)
+  kept = [jnp.zeros(())] * len(edges)
+  for dst in sorted({d for _, d in edges}):
+    into = [r for r, (_, d) in enumerate(edges) if d == dst]
+    count = len(into) if limit is None else min(limit, len(into))
+    inclusion = _inclusion([strength[..., r] for r in into], count)
+    for row, probability in zip(into, inclusion, strict=True):
+      kept[row] = probability
+  factor = jnp.stack(kept, -1) / jnp.maximum(strength, _TINY)
+  return probs * factor[..., None]
+
+
+def _inclusion(strengths: list[jax.Array], count: int) -> list[jax.Array]:
+  """P(i is kept) when a set S of `count` has weight prod of strengths in S.
+
+  By elementary symmetric polynomials: s_i e_{count-1}(others) / e_count(all).
+  """
+  total = jnp.maximum(_symmetric(strengths, count), _TINY)
+  return [s * _symmetric(strengths[:i] + strengths[i + 1:], count - 1) / total
+          for i, s in enumerate(strengths)]
+
+
+def _symmetric(values: list[jax.Array], degree: int) -> jax.Array:
+  """The elementary symmetric polynomial of the values."""
+  poly = [jnp.ones_like(values[0]) if values else jnp.ones(())]
+  poly += [jnp.zeros_like(poly[0])] * degree
+  for value in values:
+    poly = [poly[0]] + [poly[k] + value * poly[k - 1]
+                        for k in range(1, degree + 1)]
+  return poly[degree]

@@ -1,0 +1,160 @@
+"""The one module that interprets a `NetworkSpec`.
+
+Supernet and derived network are the same class: a searched edge is the sum of
+its ops weighted by gates, a fixed edge is its op. Parameters live under
+``cell/edge/op``, so a derived network finds its parameters in the supernet by
+path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+from flax import linen as nn
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+
+from hwdarts_jax.models import ops
+from hwdarts_jax.spaces.spec import CellSpec, EdgeSpec, IMAGE, NetworkSpec
+
+Gates = Mapping[str, jax.Array]
+
+
+class Network(nn.Module):
+  """A network of a space: plain reference evaluation.
+
+  Attributes:
+    spec: what to compute.
+    context: settings shared by all ops; `spec.pool_bn` overrides its own.
+  """
+
+  spec: NetworkSpec
+  context: ops.Context = ops.Context()
+
+  @nn.compact
+  def __call__(self, x: jax.Array, gates: Gates | None = None, *,
+               train: bool, drop_path: jax.Array | float = 0.) -> jax.Array:
+    """Returns logits.
+
+    Args:
+      x: f[B, H, W, C], images.
+      gates: for each group f32[E, O]; needed where an edge has a choice.
+      train: whether batch norms use the statistics of the batch.
+      drop_path: probability of dropping a searched edge of a discrete network,
+        for each example (Larsson et al. 2017); needs the 'drop_path' rng. Only
+        used with `train`, and skipped if it is the number 0.
+
+    Returns:
+      f32[B, num_classes].
+
+    Raises:
+      ValueError: gates are missing.
+    """
+    context = dataclasses.replace(self.context, pool_bn=self.spec.pool_bn)
+    drop = drop_path if train else 0.
+    outputs = {IMAGE: x.astype(context.dtype)}
+    for cell in self.spec.all_cells:
+      inputs = {node: outputs[source] for node, source in cell.inputs}
+      row_gates = None if gates is None else gates.get(cell.group or '')
+      outputs[cell.name] = Cell(cell, context, name=cell.name)(
+          inputs, row_gates, train, drop)
+    logits = outputs[self.spec.all_cells[-1].name]
+    logits = logits.reshape(x.shape[0], self.spec.num_classes)
+    return logits.astype(jnp.promote_types(jnp.float32, context.dtype))
+
+
+class Cell(nn.Module):
+  """A cell: sums edges into nodes, then combines its outputs."""
+
+  spec: CellSpec
+  context: ops.Context
+
+  @nn.compact
+  def __call__(self, inputs: dict[int, jax.Array], gates: jax.Array | None,
+               train: bool, drop_path: jax.Array | float) -> jax.Array:
+    """Returns the output of the cell; `gates` is f32[E, O] of its group."""
+    nodes = dict(inputs)
+    for edge in self.spec.edges:
+      y = Edge(edge, self.spec.features, self.context, name=edge.name)(
+          nodes[edge.src], gates, train)
+      y = self._drop(edge, y, drop_path)
+      nodes[edge.dst] = nodes[edge.dst] + y if edge.dst in nodes else y
+    parts = [nodes[n] for n in self.spec.outputs]
+    if self.spec.combine == 'concat':
+      return jnp.concatenate(parts, axis=-1)
+    return sum(parts[1:], parts[0])
+
+  def _drop(self, edge: EdgeSpec, y, drop_path):
+    """Drops the edge for some examples; see `Network.__call__`."""
+    if (edge.row is None or ops.is_skip(edge.ops[0])
+        or (isinstance(drop_path, float) and drop_path == 0.)):
+      return y
+    keep = 1. - drop_path
+    mask = jax.random.bernoulli(self.make_rng('drop_path'), keep,
+                                (y.shape[0], 1, 1, 1))
+    return y * (mask / keep).astype(y.dtype)
+
+
+class Edge(nn.Module):
+  """An edge: its op, or the sum of its ops weighted by gates."""
+
+  spec: EdgeSpec
+  features: int
+  context: ops.Context
+
+  @nn.compact
+  def __call__(self, x: jax.Array, gates: jax.Array | None,
+               train: bool) -> jax.Array:
+    """x: f[B, H, W, C], gates: f32[E, O] -> f[B, H', W', features]."""
+    make = {name: ops.get(name)(self.features, self.spec.stride, self.context,
+                                name=name) for name in self.spec.ops}
+    if len(make) == 1:
+      return make[self.spec.ops[0]](x, train)
+    if gates is None:
+      raise ValueError(f'edge {self.spec.name} has a choice of '
+                       f'{list(self.spec.ops)}: the network needs gates.')
+    total = None
+    for column, name in enumerate(self.spec.ops):
+      if ops.is_zero(name):
+        continue
+      y = make[name](x, train)
+      y = y * gates[self.spec.row, column].astype(y.dtype)
+      total = y if total is None else total + y
+    return total
+
+
+def init(network: Network, rng: jax.Array) -> dict[str, Any]:
+  """Returns fresh variables: 'params' and 'batch_stats'.
+
+  Only initializers run; the network itself is never evaluated or compiled.
+  """
+  spec = network.spec
+  image = jax.ShapeDtypeStruct((1, *spec.input_shape), jnp.float32)
+  gates = {g: jax.ShapeDtypeStruct(s.shape, jnp.float32)
+           for g, s in spec.groups().items()}
+  variables = network.lazy_init(rng, image, gates, train=False)
+  return {'params': variables['params'],
+          'batch_stats': variables.get('batch_stats', {})}
+
+
+def inherit(variables: Any, source: Any) -> tuple[Any, list[str]]:
+  """Takes over by path what another network already has.
+
+  Args:
+    variables: variables of the new network.
+    source: variables of a network that holds it, such as its supernet.
+
+  Returns:
+    `variables` with every leaf replaced that `source` has at the same path in
+    the same shape, and the paths of the leaves that it lacks (affine batch
+    norms, when the supernet had none).
+  """
+  own = traverse_util.flatten_dict(variables, sep='/')
+  theirs = traverse_util.flatten_dict(source, sep='/')
+  taken = {k: theirs[k] if k in theirs and theirs[k].shape == v.shape else v
+           for k, v in own.items()}
+  missing = sorted(k for k in own if taken[k] is own[k])
+  return traverse_util.unflatten_dict(taken, sep='/'), missing

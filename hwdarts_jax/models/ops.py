@@ -1,0 +1,410 @@
+"""Candidate operations, registered under the field's names.
+
+Every op is a Flax module ``Op(features, stride, context)`` with
+
+    op(x: f[B, H, W, C], train) -> f[B, ceil(H / stride), ceil(W / stride),
+                                      features]
+
+To add an op, write one class and register it; spaces name it, and cost models,
+tables and tests follow.
+
+The semantics are those of the published spaces (DARTS, ICLR 2019;
+NAS-Bench-201, ICLR 2020): symmetric padding also at stride 2, average pooling
+that does not count padding, batch normalization with epsilon 1e-5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from typing import Any, ClassVar
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """What all ops of a network share.
+
+  Attributes:
+    affine: whether batch norms of searched ops have scale and bias; the
+      published supernets have none, so that an op cannot rescale its gate.
+    bn_groups: the batch is split into this many groups, each normalized by its
+      own statistics: the result does not depend on the number of devices.
+    bn_momentum: share of the old running statistics that an update keeps.
+    pool_bn: whether pooling ends in batch normalization.
+    dtype: type of activations; parameters and statistics are float32 or, under
+      x64, the type of the input.
+    depthwise: 'conv' (grouped convolution) or 'shift' (sum of shifted
+      products: the same numbers up to rounding, many times faster on CPU).
+  """
+
+  affine: bool = True
+  bn_groups: int = 1
+  bn_momentum: float = 0.9
+  pool_bn: bool = False
+  dtype: Any = jnp.float32
+  depthwise: str = 'conv'
+
+
+class BatchNorm(nn.Module):
+  """Batch normalization over a fixed number of batch groups.
+
+  The batch is cut into `groups` contiguous parts and each part is normalized
+  by its own mean and variance ("ghost" batch normalization, Hoffer et al.
+  2017). Running statistics average over the groups. Unlike in PyTorch the
+  running variance is the biased one.
+  """
+
+  groups: int = 1
+  affine: bool = True
+  momentum: float = 0.9
+  epsilon: float = 1e-5
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    """Returns `x: f[B, H, W, C]` normalized per channel.
+
+    Raises:
+      ValueError: B is not divisible by the number of groups.
+    """
+    features = x.shape[-1]
+    stat_dtype = jnp.promote_types(self.dtype, jnp.float32)
+    ra_mean = self.variable('batch_stats', 'mean', jnp.zeros, (features,),
+                            stat_dtype)
+    ra_var = self.variable('batch_stats', 'var', jnp.ones, (features,),
+                           stat_dtype)
+    if train:
+      mean, var, x = self._group_statistics(x, stat_dtype)
+      if self.is_mutable_collection('batch_stats'):
+        keep = self.momentum
+        ra_mean.value = (keep * ra_mean.value
+                         + (1 - keep) * mean.mean((0, 1, 2, 3)))
+        ra_var.value = keep * ra_var.value + (1 - keep) * var.mean((0, 1, 2, 3))
+    else:
+      shape = (1,) * (x.ndim - 1) + (features,)
+      mean, var = ra_mean.value.reshape(shape), ra_var.value.reshape(shape)
+    scale = jax.lax.rsqrt(var + self.epsilon)
+    offset = -mean * scale
+    if self.affine:
+      shape = (1,) * (x.ndim - 1) + (features,)
+      gamma = self.param('scale', nn.initializers.ones, (features,), stat_dtype)
+      beta = self.param('bias', nn.initializers.zeros, (features,), stat_dtype)
+      scale = scale * gamma.reshape(shape)
+      offset = offset * gamma.reshape(shape) + beta.reshape(shape)
+    y = x * scale.astype(self.dtype) + offset.astype(self.dtype)
+    return y.reshape((-1, *y.shape[-3:]))
+
+  def _group_statistics(self, x, stat_dtype):
+    """Returns mean and variance [G, 1, 1, 1, C], and x [G, B/G, H, W, C]."""
+    batch = x.shape[0]
+    if batch % self.groups:
+      raise ValueError(f'batch of {batch} examples is not divisible by '
+                       f'batch_groups={self.groups}.')
+    x = x.reshape((self.groups, batch // self.groups, *x.shape[1:]))
+    wide = x.astype(stat_dtype)
+    mean = wide.mean((1, 2, 3), keepdims=True)
+    # Two passes: E[x^2] - E[x]^2 loses all digits where the mean dominates.
+    var = jnp.square(wide - mean).mean((1, 2, 3), keepdims=True)
+    return mean, var, x
+
+
+class Op(nn.Module):
+  """Base of all candidate operations.
+
+  Attributes:
+    features: channels of the output.
+    stride: spatial stride.
+    context: what all ops of the network share.
+  """
+
+  features: int
+  stride: int = 1
+  context: Context = Context()
+
+  # A zero op adds nothing to a node, so the network skips it.
+  is_zero: ClassVar[bool] = False
+  # Drop path spares ops that carry the signal unchanged.
+  is_skip: ClassVar[bool] = False
+
+  def norm(self, affine: bool | None = None) -> BatchNorm:
+    """A batch norm with the settings of the context."""
+    c = self.context
+    return BatchNorm(c.bn_groups, c.affine if affine is None else affine,
+                     c.bn_momentum, dtype=c.dtype)
+
+  def conv(self, kernel: int, stride: int = 1,
+           features: int | None = None) -> nn.Conv:
+    """A dense convolution without bias, padded symmetrically."""
+    return nn.Conv(features or self.features, (kernel, kernel), stride,
+                   _same(kernel), use_bias=False, dtype=self.context.dtype,
+                   kernel_init=nn.initializers.he_normal())
+
+  def depthwise(self, kernel: int, stride: int = 1,
+                dilation: int = 1) -> DepthwiseConv:
+    """A depthwise convolution without bias, padded symmetrically."""
+    return DepthwiseConv(kernel, stride, dilation, self.context.dtype,
+                         self.context.depthwise)
+
+
+OPS: dict[str, Callable[..., Op]] = {}
+
+
+def register(name: str, **settings):
+  """Class decorator: registers the op `name`, made with `settings`."""
+  def decorate(cls):
+    if name in OPS:
+      raise ValueError(f'op {name!r} is registered twice.')
+    OPS[name] = functools.partial(cls, **settings) if settings else cls
+    return cls
+  return decorate
+
+
+def get(name: str) -> Callable[..., Op]:
+  """Returns the op registered under `name`.
+
+  Raises:
+    ValueError: there is none; the message lists the known ones.
+  """
+  if name not in OPS:
+    raise ValueError(f'unknown op {name!r}; known are {sorted(OPS)}.')
+  return OPS[name]
+
+
+def is_zero(name: str) -> bool:
+  """Whether the op contributes nothing."""
+  return _op_class(name).is_zero
+
+
+def is_skip(name: str) -> bool:
+  """Whether the op carries its input on (see `Op.is_skip`)."""
+  return _op_class(name).is_skip
+
+
+def _op_class(name: str) -> type[Op]:
+  factory = get(name)
+  return factory.func if isinstance(factory, functools.partial) else factory
+
+
+class DepthwiseConv(nn.Module):
+  """Depthwise convolution; see `Context.depthwise` for the two evaluations."""
+
+  kernel: int
+  stride: int = 1
+  dilation: int = 1
+  dtype: Any = jnp.float32
+  method: str = 'conv'
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """x: f[B, H, W, C] -> f[B, ceil(H / stride), ceil(W / stride), C]."""
+    channels = x.shape[-1]
+    kernel = self.param('kernel', nn.initializers.he_normal(),
+                        (self.kernel, self.kernel, 1, channels))
+    kernel, x = kernel.astype(self.dtype), x.astype(self.dtype)
+    evaluate = {'conv': self._grouped, 'shift': self._shifted}[self.method]
+    return evaluate(x, kernel)
+
+  def _grouped(self, x, kernel):
+    return jax.lax.conv_general_dilated(
+        x, kernel, (self.stride, self.stride),
+        _same(self.kernel, self.dilation),
+        rhs_dilation=(self.dilation, self.dilation),
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        feature_group_count=x.shape[-1])
+
+  def _shifted(self, x, kernel):
+    height, width = (-(-n // self.stride) for n in x.shape[1:3])
+    pad = _same(self.kernel, self.dilation)
+    x = jnp.pad(x, ((0, 0), *pad, (0, 0)))
+    total = None
+    for i in range(self.kernel):
+      for j in range(self.kernel):
+        top, left = i * self.dilation, j * self.dilation
+        part = x[:, top:top + (height - 1) * self.stride + 1:self.stride,
+                 left:left + (width - 1) * self.stride + 1:self.stride]
+        term = part * kernel[i, j].reshape(1, 1, 1, -1)
+        total = term if total is None else total + term
+    return total
+
+
+@register('none')
+class Zero(Op):
+  """The zero operation: no connection."""
+
+  is_zero = True
+
+  @nn.compact
+  def __call__(self, x, train):
+    height, width = (-(-n // self.stride) for n in x.shape[1:3])
+    return jnp.zeros((x.shape[0], height, width, self.features), x.dtype)
+
+
+@register('factorized_reduce')
+class FactorizedReduce(Op):
+  """ReLU, two 1x1 convolutions of stride 2 on shifted grids, BN.
+
+  Odd sizes are padded at the end, as in NAS-Bench-201; at even sizes this is
+  the DARTS op.
+  """
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = nn.relu(x)
+    half = self.features // 2
+    shifted = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))[:, 1:, 1:]
+    y = jnp.concatenate(
+        [self.conv(1, self.stride, half)(x),
+         self.conv(1, self.stride, self.features - half)(shifted)], axis=-1)
+    return self.norm()(y, train)
+
+
+@register('skip_connect')
+class SkipConnect(Op):
+  """Identity, or `FactorizedReduce` where the shape changes."""
+
+  is_skip = True
+
+  @nn.compact
+  def __call__(self, x, train):
+    if self.stride == 1 and x.shape[-1] == self.features:
+      return x
+    return FactorizedReduce(self.features, self.stride, self.context)(x, train)
+
+
+@register('nor_conv_1x1', kernel=1)
+@register('nor_conv_3x3', kernel=3)
+@register('relu_conv_bn_1x1', kernel=1)
+class ReluConvBn(Op):
+  """ReLU, convolution, BN."""
+
+  kernel: int = 1
+
+  @nn.compact
+  def __call__(self, x, train):
+    y = self.conv(self.kernel, self.stride)(nn.relu(x))
+    return self.norm()(y, train)
+
+
+@register('sep_conv_3x3', kernel=3)
+@register('sep_conv_5x5', kernel=5)
+class SepConv(Op):
+  """Twice: ReLU, depthwise and pointwise convolution, BN."""
+
+  kernel: int = 3
+
+  @nn.compact
+  def __call__(self, x, train):
+    for stride, features in ((self.stride, x.shape[-1]), (1, self.features)):
+      y = self.depthwise(self.kernel, stride)(nn.relu(x))
+      x = self.norm()(self.conv(1, 1, features)(y), train)
+    return x
+
+
+@register('dil_conv_3x3', kernel=3)
+@register('dil_conv_5x5', kernel=5)
+class DilConv(Op):
+  """ReLU, depthwise convolution of dilation 2, pointwise convolution, BN."""
+
+  kernel: int = 3
+
+  @nn.compact
+  def __call__(self, x, train):
+    y = self.depthwise(self.kernel, self.stride, 2)(nn.relu(x))
+    return self.norm()(self.conv(1)(y), train)
+
+
+class _Pool(Op):
+  """3x3 pooling, then BN without affine where the context says so."""
+
+  def finish(self, y, train):
+    # Where the published supernet normalizes pooling, it never has an affine.
+    return self.norm(affine=False)(y, train) if self.context.pool_bn else y
+
+
+@register('avg_pool_3x3')
+class AvgPool(_Pool):
+  """Average of the pixels of a 3x3 window that lie inside the image."""
+
+  @nn.compact
+  def __call__(self, x, train):
+    y = nn.avg_pool(x, (3, 3), (self.stride, self.stride), _same(3),
+                    count_include_pad=False)
+    return self.finish(y, train)
+
+
+@register('max_pool_3x3')
+class MaxPool(_Pool):
+  """Maximum of a 3x3 window."""
+
+  @nn.compact
+  def __call__(self, x, train):
+    y = nn.max_pool(x, (3, 3), (self.stride, self.stride), _same(3))
+    return self.finish(y, train)
+
+
+@register('conv_bn_3x3', kernel=3)
+class ConvBn(Op):
+  """Convolution and affine BN: the stem of both spaces."""
+
+  kernel: int = 3
+
+  @nn.compact
+  def __call__(self, x, train):
+    y = self.conv(self.kernel, self.stride)(x)
+    return self.norm(affine=True)(y, train)
+
+
+@register('residual_block_3x3')
+class ResidualBlock(Op):
+  """The reduction block of NAS-Bench-201; its BN is always affine."""
+
+  @nn.compact
+  def __call__(self, x, train):
+    y = self.norm(affine=True)(self.conv(3, self.stride)(nn.relu(x)), train)
+    y = self.norm(affine=True)(self.conv(3)(nn.relu(y)), train)
+    if self.stride > 1:
+      # 2x2 windows; a last odd row or column is averaged over what it has.
+      pads = tuple((0, -n % self.stride) for n in x.shape[1:3])
+      x = nn.avg_pool(x, (self.stride,) * 2, (self.stride,) * 2, pads,
+                      count_include_pad=False)
+    return y + self.conv(1)(x)
+
+
+@register('bn_relu')
+class BnRelu(Op):
+  """Affine BN and ReLU, before the pooling of NAS-Bench-201."""
+
+  @nn.compact
+  def __call__(self, x, train):
+    return nn.relu(self.norm(affine=True)(x, train))
+
+
+@register('global_avg_pool')
+class GlobalAvgPool(Op):
+  """Mean over all pixels; the stride of its site is the resolution."""
+
+  @nn.compact
+  def __call__(self, x, train):
+    return x.mean((1, 2), keepdims=True)
+
+
+@register('dense')
+class Dense(Op):
+  """Dense layer with bias on 1x1 pixels."""
+
+  @nn.compact
+  def __call__(self, x, train):
+    return nn.Dense(self.features, dtype=self.context.dtype)(x)
+
+
+def _same(kernel: int, dilation: int = 1) -> Padding:
+  """Symmetric padding that keeps ceil(size / stride), as in PyTorch."""
+  pad = dilation * (kernel - 1) // 2
+  return ((pad, pad), (pad, pad))
