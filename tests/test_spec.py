@@ -263,6 +263,17 @@ def test_smallest_network_is_accepted():
       '1_to_0.dst',
       lambda: _network(_cell(EdgeSpec(0, 1, ('p',)), EdgeSpec(1, 0, ('p',)))),
     ),
+    (
+      '5_to_2.dst',
+      lambda: _network(
+        _cell(
+          EdgeSpec(0, 2, ('p',)),
+          EdgeSpec(2, 1, ('p',)),
+          EdgeSpec(5, 2, ('p',)),
+          inputs=((0, IMAGE), (5, IMAGE)),
+        )
+      ),
+    ),
     ('c/0_to_1', lambda: _network(_cell(*[EdgeSpec(0, 1, ('p',))] * 2))),
     (
       'c/0_to_1',
