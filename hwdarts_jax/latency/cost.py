@@ -40,15 +40,17 @@ class CostTable:
 
   def of(self, probs: Mapping[str, Any]) -> float:
     """fixed + sum(probs * per_op), for `probs` f[E, O] of each group."""
-    return self.fixed + sum(float(np.sum(np.asarray(probs[g], np.float64) * c))
-                            for g, c in self.per_op.items())
+    return self.fixed + sum(
+      float(np.sum(np.asarray(probs[g], np.float64) * c))
+      for g, c in self.per_op.items()
+    )
 
 
 def tabulate(spec: NetworkSpec, value: ValueFn, unit: str) -> CostTable:
   """Returns the costs of all ops of `spec`, added up over its sites."""
   groups = spec.groups()
   per_op = {g: np.zeros(s.shape) for g, s in groups.items()}
-  fixed = 0.
+  fixed = 0.0
   for site in spec.sites():
     costs = np.array([value(site, op) for op in site.ops], np.float64)
     if len(site.ops) == 1:
@@ -66,8 +68,10 @@ def total(spec: NetworkSpec, value: ValueFn) -> float:
     ValueError: `spec` still has choices.
   """
   if not spec.is_discrete:
-    raise ValueError(f'the cost of space {spec.space!r} depends on the choice; '
-                     'discretize it first, or use tabulate.')
+    raise ValueError(
+      f'the cost of space {spec.space!r} depends on the choice; '
+      'discretize it first, or use tabulate.'
+    )
   return tabulate(spec, value, '').fixed
 
 
@@ -87,15 +91,20 @@ _CACHE: dict[str, tuple[int, int]] = {}
 def _macs_and_params(key: str, site: Site, op: str) -> tuple[int, int]:
   """Traces the op once for each latency key."""
   if key not in _CACHE:
-    module = ops.get(op)(site.features, site.stride,
-                         ops.Context(pool_bn=site.pool_bn))
+    module = ops.get(op)(
+      site.features, site.stride, ops.Context(pool_bn=site.pool_bn)
+    )
     image = jax.ShapeDtypeStruct((1, *site.in_shape), jnp.float32)
     variables = jax.eval_shape(
-        functools.partial(module.init, train=False), jax.random.key(0), image)
+      functools.partial(module.init, train=False), jax.random.key(0), image
+    )
     jaxpr = jax.make_jaxpr(functools.partial(module.apply, train=False))(
-        variables, image)
-    count = sum(math.prod(leaf.shape)
-                for leaf in jax.tree.leaves(variables.get('params', {})))
+      variables, image
+    )
+    count = sum(
+      math.prod(leaf.shape)
+      for leaf in jax.tree.leaves(variables.get('params', {}))
+    )
     _CACHE[key] = _count_macs(jaxpr.jaxpr), count
   return _CACHE[key]
 

@@ -20,8 +20,9 @@ from hwdarts_jax.spaces.spec import NetworkSpec
 _TINY = 1e-12
 
 
-def marginals(spec: NetworkSpec,
-              gates: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+def marginals(
+  spec: NetworkSpec, gates: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
   """Returns the probability that each op ends up in the architecture.
 
   Args:
@@ -68,8 +69,10 @@ def _inclusion(strengths: list[jax.Array], count: int) -> list[jax.Array]:
   By elementary symmetric polynomials: s_i e_{count-1}(others) / e_count(all).
   """
   total = jnp.maximum(_symmetric(strengths, count), _TINY)
-  return [s * _symmetric(strengths[:i] + strengths[i + 1:], count - 1) / total
-          for i, s in enumerate(strengths)]
+  return [
+    s * _symmetric(strengths[:i] + strengths[i + 1 :], count - 1) / total
+    for i, s in enumerate(strengths)
+  ]
 
 
 def _symmetric(values: list[jax.Array], degree: int) -> jax.Array:
@@ -77,6 +80,7 @@ def _symmetric(values: list[jax.Array], degree: int) -> jax.Array:
   poly = [jnp.ones_like(values[0]) if values else jnp.ones(())]
   poly += [jnp.zeros_like(poly[0])] * degree
   for value in values:
-    poly = [poly[0]] + [poly[k] + value * poly[k - 1]
-                        for k in range(1, degree + 1)]
+    poly = [poly[0]] + [
+      poly[k] + value * poly[k - 1] for k in range(1, degree + 1)
+    ]
   return poly[degree]

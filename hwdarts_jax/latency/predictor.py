@@ -31,11 +31,11 @@ from hwdarts_jax.latency.cost import CostTable
 from hwdarts_jax.spaces.spec import NetworkSpec
 
 # Ridge penalties tried by `fit`, relative to the mean latency.
-_PENALTIES = (0.01, 0.03, 0.1, 0.3, 1., 3.)
+_PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 # A pair is a finer effect than an op; its features are scaled down, which is
 # the same as a larger penalty on its weights.
 _PAIR_SCALE = 0.5
-_BIAS_SCALE = 30.
+_BIAS_SCALE = 30.0
 MIN_NETWORKS = 20
 
 
@@ -56,22 +56,29 @@ class LatencyPredictor(nn.Module):
     for name, group in self.spec.groups().items():
       num_edges, num_ops = group.shape
       p = probs[name]
-      per_op = self.param(f'{name}_per_op', nn.initializers.zeros,
-                          (num_edges, num_ops))
+      per_op = self.param(
+        f'{name}_per_op', nn.initializers.zeros, (num_edges, num_ops)
+      )
       ms = ms + jnp.einsum('...eo,eo->...', p, per_op)
       left, right = adjacent_edges(group.edges)
       if len(left):
-        pair = self.param(f'{name}_pair', nn.initializers.zeros,
-                          (len(left), num_ops, num_ops))
-        ms = ms + jnp.einsum('...po,...pq,poq->...', p[..., left, :],
-                             p[..., right, :], pair)
+        pair = self.param(
+          f'{name}_pair', nn.initializers.zeros, (len(left), num_ops, num_ops)
+        )
+        ms = ms + jnp.einsum(
+          '...po,...pq,poq->...', p[..., left, :], p[..., right, :], pair
+        )
     return ms
 
 
 def adjacent_edges(edges) -> tuple[np.ndarray, np.ndarray]:
   """Rows of all pairs of edges that share a node, as two i[P]."""
-  pairs = [(i, j) for i in range(len(edges)) for j in range(i + 1, len(edges))
-           if set(edges[i]) & set(edges[j])]
+  pairs = [
+    (i, j)
+    for i in range(len(edges))
+    for j in range(i + 1, len(edges))
+    if set(edges[i]) & set(edges[j])
+  ]
   both = np.array(pairs, int).reshape(-1, 2)
   return both[:, 0], both[:, 1]
 
@@ -97,13 +104,20 @@ def from_table(spec: NetworkSpec, table: CostTable) -> Fit:
     left, _ = adjacent_edges(group.edges)
     if len(left):
       params[f'{name}_pair'] = jnp.zeros((len(left),) + group.shape[1:] * 2)
-  return Fit({'params': params},
-             {'model': 'sum of table entries', 'rows': 0, 'held_out': None})
+  return Fit(
+    {'params': params},
+    {'model': 'sum of table entries', 'rows': 0, 'held_out': None},
+  )
 
 
-def fit(spec: NetworkSpec, one_hot: Mapping[str, np.ndarray],
-        latency_ms: np.ndarray, prior: CostTable | None = None,
-        held_out: float = 0.1, seed: int = 0) -> Fit:
+def fit(
+  spec: NetworkSpec,
+  one_hot: Mapping[str, np.ndarray],
+  latency_ms: np.ndarray,
+  prior: CostTable | None = None,
+  held_out: float = 0.1,
+  seed: int = 0,
+) -> Fit:
   """Fits the predictor to measured networks by ridge regression.
 
   Errors are relative: every network counts by its error in per cent. The
@@ -128,14 +142,17 @@ def fit(spec: NetworkSpec, one_hot: Mapping[str, np.ndarray],
   """
   count = len(latency_ms)
   if count < MIN_NETWORKS:
-    raise ValueError(f'the latency predictor has {count} measured networks; '
-                     f'it needs at least {MIN_NETWORKS}.')
+    raise ValueError(
+      f'the latency predictor has {count} measured networks; '
+      f'it needs at least {MIN_NETWORKS}.'
+    )
   features, scale = _features(spec, one_hot)
   base = np.zeros(count)
-  ratio = 1.
+  ratio = 1.0
   if prior is not None:
     sums = prior.fixed + sum(
-        np.einsum('neo,eo->n', one_hot[g], c) for g, c in prior.per_op.items())
+      np.einsum('neo,eo->n', one_hot[g], c) for g, c in prior.per_op.items()
+    )
     ratio = float(np.median(latency_ms / sums))
     base = ratio * sums
   order = np.random.default_rng(seed).permutation(count)
@@ -150,27 +167,36 @@ def fit(spec: NetworkSpec, one_hot: Mapping[str, np.ndarray],
   rest = np.concatenate([val, train])
   weights = _ridge(features, latency_ms, base, rest, penalty)
   report = quality(base[test] + features[test] @ weights, latency_ms[test])
-  card = {'model': 'additive and adjacent pairs', 'rows': len(rest),
-          'held_out_rows': len(test), 'penalty': penalty, 'prior_ratio': ratio
-          if prior is not None else None, 'held_out': report}
+  card = {
+    'model': 'additive and adjacent pairs',
+    'rows': len(rest),
+    'held_out_rows': len(test),
+    'penalty': penalty,
+    'prior_ratio': ratio if prior is not None else None,
+    'held_out': report,
+  }
   return Fit({'params': _to_params(spec, weights * scale, prior, ratio)}, card)
 
 
-def quality(predicted_ms: np.ndarray,
-            measured_ms: np.ndarray) -> dict[str, float]:
+def quality(
+  predicted_ms: np.ndarray, measured_ms: np.ndarray
+) -> dict[str, float]:
   """Error figures of predictions, in per cent; and Spearman's rho."""
   error = 100 * np.abs(predicted_ms / measured_ms - 1)
   ranks = [_average_ranks(np.asarray(v)) for v in (predicted_ms, measured_ms)]
-  return {'mape_percent': float(error.mean()),
-          'within_5_percent': float(100 * (error <= 5).mean()),
-          'within_10_percent': float(100 * (error <= 10).mean()),
-          'spearman': float(np.corrcoef(*ranks)[0, 1])}
+  return {
+    'mape_percent': float(error.mean()),
+    'within_5_percent': float(100 * (error <= 5).mean()),
+    'within_10_percent': float(100 * (error <= 10).mean()),
+    'spearman': float(np.corrcoef(*ranks)[0, 1]),
+  }
 
 
 def _average_ranks(values: np.ndarray) -> np.ndarray:
   """Ranks, the mean of their places where values tie."""
-  _, inverse, counts = np.unique(values, return_inverse=True,
-                                 return_counts=True)
+  _, inverse, counts = np.unique(
+    values, return_inverse=True, return_counts=True
+  )
   return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
@@ -187,7 +213,7 @@ def _features(spec, one_hot) -> tuple[np.ndarray, np.ndarray]:
     p = probs[name]
     left, right = adjacent_edges(group.edges)
     pairs = p[:, left, :, None] * p[:, right, None, :]
-    for block, scale in ((p, 1.), (pairs, _PAIR_SCALE)):
+    for block, scale in ((p, 1.0), (pairs, _PAIR_SCALE)):
       columns.append(block.reshape(count, -1) * scale)
       widths.append(columns[-1].shape[1])
       scales.append(scale)
@@ -196,23 +222,25 @@ def _features(spec, one_hot) -> tuple[np.ndarray, np.ndarray]:
 
 def _to_params(spec, weights, prior, ratio) -> dict[str, Any]:
   """Cuts the weight vector into the parameters of `LatencyPredictor`."""
-  fixed = 0. if prior is None else ratio * prior.fixed
-  params: dict[str, Any] = {'bias': jnp.asarray(weights[0] + fixed,
-                                                jnp.float32)}
+  fixed = 0.0 if prior is None else ratio * prior.fixed
+  params: dict[str, Any] = {
+    'bias': jnp.asarray(weights[0] + fixed, jnp.float32)
+  }
   at = 1
   for name, group in spec.groups().items():
     num_edges, num_ops = group.shape
     left, _ = adjacent_edges(group.edges)
-    per_op = weights[at:at + num_edges * num_ops].reshape(num_edges, num_ops)
+    per_op = weights[at : at + num_edges * num_ops].reshape(num_edges, num_ops)
     at += per_op.size
     if prior is not None:
       per_op = per_op + ratio * prior.per_op[name]
     params[f'{name}_per_op'] = jnp.asarray(per_op, jnp.float32)
     if len(left):
-      pair = weights[at:at + len(left) * num_ops**2]
+      pair = weights[at : at + len(left) * num_ops**2]
       at += pair.size
       params[f'{name}_pair'] = jnp.asarray(
-          pair.reshape(len(left), num_ops, num_ops), jnp.float32)
+        pair.reshape(len(left), num_ops, num_ops), jnp.float32
+      )
   return params
 
 

@@ -35,8 +35,14 @@ class Network(nn.Module):
   context: ops.Context = ops.Context()
 
   @nn.compact
-  def __call__(self, x: jax.Array, gates: Gates | None = None, *,
-               train: bool, drop_path: jax.Array | float = 0.) -> jax.Array:
+  def __call__(
+    self,
+    x: jax.Array,
+    gates: Gates | None = None,
+    *,
+    train: bool,
+    drop_path: jax.Array | float = 0.0,
+  ) -> jax.Array:
     """Returns logits.
 
     Args:
@@ -54,13 +60,14 @@ class Network(nn.Module):
       ValueError: gates are missing.
     """
     context = dataclasses.replace(self.context, pool_bn=self.spec.pool_bn)
-    drop = drop_path if train else 0.
+    drop = drop_path if train else 0.0
     outputs = {IMAGE: x.astype(context.dtype)}
     for cell in self.spec.all_cells:
       inputs = {node: outputs[source] for node, source in cell.inputs}
       row_gates = None if gates is None else gates.get(cell.group or '')
       outputs[cell.name] = Cell(cell, context, name=cell.name)(
-          inputs, row_gates, train, drop)
+        inputs, row_gates, train, drop
+      )
     logits = outputs[self.spec.all_cells[-1].name]
     logits = logits.reshape(x.shape[0], self.spec.num_classes)
     return logits.astype(jnp.promote_types(jnp.float32, context.dtype))
@@ -73,13 +80,19 @@ class Cell(nn.Module):
   context: ops.Context
 
   @nn.compact
-  def __call__(self, inputs: dict[int, jax.Array], gates: jax.Array | None,
-               train: bool, drop_path: jax.Array | float) -> jax.Array:
+  def __call__(
+    self,
+    inputs: dict[int, jax.Array],
+    gates: jax.Array | None,
+    train: bool,
+    drop_path: jax.Array | float,
+  ) -> jax.Array:
     """Returns the output of the cell; `gates` is f32[E, O] of its group."""
     nodes = dict(inputs)
     for edge in self.spec.edges:
       y = Edge(edge, self.spec.features, self.context, name=edge.name)(
-          nodes[edge.src], gates, train)
+        nodes[edge.src], gates, train
+      )
       y = self._drop(edge, y, drop_path)
       nodes[edge.dst] = nodes[edge.dst] + y if edge.dst in nodes else y
     parts = [nodes[n] for n in self.spec.outputs]
@@ -89,12 +102,16 @@ class Cell(nn.Module):
 
   def _drop(self, edge: EdgeSpec, y, drop_path):
     """Drops the edge for some examples; see `Network.__call__`."""
-    if (edge.row is None or ops.is_skip(edge.ops[0])
-        or (isinstance(drop_path, float) and drop_path == 0.)):
+    if (
+      edge.row is None
+      or ops.is_skip(edge.ops[0])
+      or (isinstance(drop_path, float) and drop_path == 0.0)
+    ):
       return y
-    keep = 1. - drop_path
-    mask = jax.random.bernoulli(self.make_rng('drop_path'), keep,
-                                (y.shape[0], 1, 1, 1))
+    keep = 1.0 - drop_path
+    mask = jax.random.bernoulli(
+      self.make_rng('drop_path'), keep, (y.shape[0], 1, 1, 1)
+    )
     return y * (mask / keep).astype(y.dtype)
 
 
@@ -106,16 +123,23 @@ class Edge(nn.Module):
   context: ops.Context
 
   @nn.compact
-  def __call__(self, x: jax.Array, gates: jax.Array | None,
-               train: bool) -> jax.Array:
+  def __call__(
+    self, x: jax.Array, gates: jax.Array | None, train: bool
+  ) -> jax.Array:
     """x: f[B, H, W, C], gates: f32[E, O] -> f[B, H', W', features]."""
-    make = {name: ops.get(name)(self.features, self.spec.stride, self.context,
-                                name=name) for name in self.spec.ops}
+    make = {
+      name: ops.get(name)(
+        self.features, self.spec.stride, self.context, name=name
+      )
+      for name in self.spec.ops
+    }
     if len(make) == 1:
       return make[self.spec.ops[0]](x, train)
     if gates is None:
-      raise ValueError(f'edge {self.spec.name} has a choice of '
-                       f'{list(self.spec.ops)}: the network needs gates.')
+      raise ValueError(
+        f'edge {self.spec.name} has a choice of '
+        f'{list(self.spec.ops)}: the network needs gates.'
+      )
     total = None
     for column, name in enumerate(self.spec.ops):
       if ops.is_zero(name):
@@ -133,11 +157,15 @@ def init(network: Network, rng: jax.Array) -> dict[str, Any]:
   """
   spec = network.spec
   image = jax.ShapeDtypeStruct((1, *spec.input_shape), jnp.float32)
-  gates = {g: jax.ShapeDtypeStruct(s.shape, jnp.float32)
-           for g, s in spec.groups().items()}
+  gates = {
+    g: jax.ShapeDtypeStruct(s.shape, jnp.float32)
+    for g, s in spec.groups().items()
+  }
   variables = network.lazy_init(rng, image, gates, train=False)
-  return {'params': variables['params'],
-          'batch_stats': variables.get('batch_stats', {})}
+  return {
+    'params': variables['params'],
+    'batch_stats': variables.get('batch_stats', {}),
+  }
 
 
 def inherit(variables: Any, source: Any) -> tuple[Any, list[str]]:
@@ -154,7 +182,9 @@ def inherit(variables: Any, source: Any) -> tuple[Any, list[str]]:
   """
   own = traverse_util.flatten_dict(variables, sep='/')
   theirs = traverse_util.flatten_dict(source, sep='/')
-  taken = {k: theirs[k] if k in theirs and theirs[k].shape == v.shape else v
-           for k, v in own.items()}
+  taken = {
+    k: theirs[k] if k in theirs and theirs[k].shape == v.shape else v
+    for k, v in own.items()
+  }
   missing = sorted(k for k in own if taken[k] is own[k])
   return traverse_util.unflatten_dict(taken, sep='/'), missing

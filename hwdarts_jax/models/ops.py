@@ -76,16 +76,19 @@ class BatchNorm(nn.Module):
     """
     features = x.shape[-1]
     stat_dtype = jnp.promote_types(self.dtype, jnp.float32)
-    ra_mean = self.variable('batch_stats', 'mean', jnp.zeros, (features,),
-                            stat_dtype)
-    ra_var = self.variable('batch_stats', 'var', jnp.ones, (features,),
-                           stat_dtype)
+    ra_mean = self.variable(
+      'batch_stats', 'mean', jnp.zeros, (features,), stat_dtype
+    )
+    ra_var = self.variable(
+      'batch_stats', 'var', jnp.ones, (features,), stat_dtype
+    )
     if train:
       mean, var, x = self._group_statistics(x, stat_dtype)
       if self.is_mutable_collection('batch_stats'):
         keep = self.momentum
-        ra_mean.value = (keep * ra_mean.value
-                         + (1 - keep) * mean.mean((0, 1, 2, 3)))
+        ra_mean.value = keep * ra_mean.value + (1 - keep) * mean.mean(
+          (0, 1, 2, 3)
+        )
         ra_var.value = keep * ra_var.value + (1 - keep) * var.mean((0, 1, 2, 3))
     else:
       shape = (1,) * (x.ndim - 1) + (features,)
@@ -105,8 +108,10 @@ class BatchNorm(nn.Module):
     """Returns mean and variance [G, 1, 1, 1, C], and x [G, B/G, H, W, C]."""
     batch = x.shape[0]
     if batch % self.groups:
-      raise ValueError(f'batch of {batch} examples is not divisible by '
-                       f'batch_groups={self.groups}.')
+      raise ValueError(
+        f'batch of {batch} examples is not divisible by '
+        f'batch_groups={self.groups}.'
+      )
     x = x.reshape((self.groups, batch // self.groups, *x.shape[1:]))
     wide = x.astype(stat_dtype)
     mean = wide.mean((1, 2, 3), keepdims=True)
@@ -136,21 +141,34 @@ class Op(nn.Module):
   def norm(self, affine: bool | None = None) -> BatchNorm:
     """A batch norm with the settings of the context."""
     c = self.context
-    return BatchNorm(c.bn_groups, c.affine if affine is None else affine,
-                     c.bn_momentum, dtype=c.dtype)
+    return BatchNorm(
+      c.bn_groups,
+      c.affine if affine is None else affine,
+      c.bn_momentum,
+      dtype=c.dtype,
+    )
 
-  def conv(self, kernel: int, stride: int = 1,
-           features: int | None = None) -> nn.Conv:
+  def conv(
+    self, kernel: int, stride: int = 1, features: int | None = None
+  ) -> nn.Conv:
     """A dense convolution without bias, padded symmetrically."""
-    return nn.Conv(features or self.features, (kernel, kernel), stride,
-                   _same(kernel), use_bias=False, dtype=self.context.dtype,
-                   kernel_init=nn.initializers.he_normal())
+    return nn.Conv(
+      features or self.features,
+      (kernel, kernel),
+      stride,
+      _same(kernel),
+      use_bias=False,
+      dtype=self.context.dtype,
+      kernel_init=nn.initializers.he_normal(),
+    )
 
-  def depthwise(self, kernel: int, stride: int = 1,
-                dilation: int = 1) -> DepthwiseConv:
+  def depthwise(
+    self, kernel: int, stride: int = 1, dilation: int = 1
+  ) -> DepthwiseConv:
     """A depthwise convolution without bias, padded symmetrically."""
-    return DepthwiseConv(kernel, stride, dilation, self.context.dtype,
-                         self.context.depthwise)
+    return DepthwiseConv(
+      kernel, stride, dilation, self.context.dtype, self.context.depthwise
+    )
 
 
 OPS: dict[str, Callable[..., Op]] = {}
@@ -158,11 +176,13 @@ OPS: dict[str, Callable[..., Op]] = {}
 
 def register(name: str, **settings):
   """Class decorator: registers the op `name`, made with `settings`."""
+
   def decorate(cls):
     if name in OPS:
       raise ValueError(f'op {name!r} is registered twice.')
     OPS[name] = functools.partial(cls, **settings) if settings else cls
     return cls
+
   return decorate
 
 
@@ -205,19 +225,25 @@ class DepthwiseConv(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """x: f[B, H, W, C] -> f[B, ceil(H / stride), ceil(W / stride), C]."""
     channels = x.shape[-1]
-    kernel = self.param('kernel', nn.initializers.he_normal(),
-                        (self.kernel, self.kernel, 1, channels))
+    kernel = self.param(
+      'kernel',
+      nn.initializers.he_normal(),
+      (self.kernel, self.kernel, 1, channels),
+    )
     kernel, x = kernel.astype(self.dtype), x.astype(self.dtype)
     evaluate = {'conv': self._grouped, 'shift': self._shifted}[self.method]
     return evaluate(x, kernel)
 
   def _grouped(self, x, kernel):
     return jax.lax.conv_general_dilated(
-        x, kernel, (self.stride, self.stride),
-        _same(self.kernel, self.dilation),
-        rhs_dilation=(self.dilation, self.dilation),
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-        feature_group_count=x.shape[-1])
+      x,
+      kernel,
+      (self.stride, self.stride),
+      _same(self.kernel, self.dilation),
+      rhs_dilation=(self.dilation, self.dilation),
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      feature_group_count=x.shape[-1],
+    )
 
   def _shifted(self, x, kernel):
     height, width = (-(-n // self.stride) for n in x.shape[1:3])
@@ -227,8 +253,11 @@ class DepthwiseConv(nn.Module):
     for i in range(self.kernel):
       for j in range(self.kernel):
         top, left = i * self.dilation, j * self.dilation
-        part = x[:, top:top + (height - 1) * self.stride + 1:self.stride,
-                 left:left + (width - 1) * self.stride + 1:self.stride]
+        part = x[
+          :,
+          top : top + (height - 1) * self.stride + 1 : self.stride,
+          left : left + (width - 1) * self.stride + 1 : self.stride,
+        ]
         term = part * kernel[i, j].reshape(1, 1, 1, -1)
         total = term if total is None else total + term
     return total
@@ -260,8 +289,12 @@ class FactorizedReduce(Op):
     half = self.features // 2
     shifted = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))[:, 1:, 1:]
     y = jnp.concatenate(
-        [self.conv(1, self.stride, half)(x),
-         self.conv(1, self.stride, self.features - half)(shifted)], axis=-1)
+      [
+        self.conv(1, self.stride, half)(x),
+        self.conv(1, self.stride, self.features - half)(shifted),
+      ],
+      axis=-1,
+    )
     return self.norm()(y, train)
 
 
@@ -334,8 +367,9 @@ class AvgPool(_Pool):
 
   @nn.compact
   def __call__(self, x, train):
-    y = nn.avg_pool(x, (3, 3), (self.stride, self.stride), _same(3),
-                    count_include_pad=False)
+    y = nn.avg_pool(
+      x, (3, 3), (self.stride, self.stride), _same(3), count_include_pad=False
+    )
     return self.finish(y, train)
 
 
@@ -372,8 +406,9 @@ class ResidualBlock(Op):
     if self.stride > 1:
       # 2x2 windows; a last odd row or column is averaged over what it has.
       pads = tuple((0, -n % self.stride) for n in x.shape[1:3])
-      x = nn.avg_pool(x, (self.stride,) * 2, (self.stride,) * 2, pads,
-                      count_include_pad=False)
+      x = nn.avg_pool(
+        x, (self.stride,) * 2, (self.stride,) * 2, pads, count_include_pad=False
+      )
     return y + self.conv(1)(x)
 
 
