@@ -8,11 +8,11 @@ often as they stand in the network. Add a cost by writing its value function.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+import dataclasses
 import functools
 import math
 from typing import Any
 
-import chex
 import jax
 import jax.extend.core
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from hwdarts_jax.spaces.spec import NetworkSpec, Site
 ValueFn = Callable[[Site, str], float]
 
 
-@chex.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class CostTable:
   """Costs that add up.
 
@@ -39,7 +39,7 @@ class CostTable:
   unit: str
 
   def of(self, probs: Mapping[str, Any]) -> float:
-    """fixed + sum(probs * per_op), for `probs` f[E, O] of each group."""
+    """Returns fixed + sum(probs * per_op) for `probs` f[E, O] of groups."""
     return self.fixed + sum(
       float(np.sum(np.asarray(probs[g], np.float64) * c))
       for g, c in self.per_op.items()

@@ -10,14 +10,14 @@ discretized architecture itself.
 from __future__ import annotations
 
 from collections.abc import Mapping
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hwdarts_jax.spaces.spec import NetworkSpec
-
-_TINY = 1e-12
 
 
 def marginals(
@@ -52,26 +52,33 @@ def marginals(
 def _keep_edges(probs: jax.Array, edges, limit: int | None) -> jax.Array:
   """Scales each row from its strength to its probability of being kept."""
   strength = probs.sum(-1)
-  kept = [jnp.zeros(())] * len(edges)
+  factors: list[Any] = [None] * len(edges)
   for dst in sorted({d for _, d in edges}):
     into = [r for r, (_, d) in enumerate(edges) if d == dst]
     count = len(into) if limit is None else min(limit, len(into))
-    inclusion = _inclusion([strength[..., r] for r in into], count)
-    for row, probability in zip(into, inclusion, strict=True):
-      kept[row] = probability
-  factor = jnp.stack(kept, -1) / jnp.maximum(strength, _TINY)
-  return probs * factor[..., None]
+    scaled = _inclusion([strength[..., r] for r in into], count)
+    for row, factor in zip(into, scaled, strict=True):
+      factors[row] = factor
+  return probs * jnp.stack(factors, -1)[..., None]
 
 
 def _inclusion(strengths: list[jax.Array], count: int) -> list[jax.Array]:
-  """P(i is kept) when a set S of `count` has weight prod of strengths in S.
+  """P(i is kept) / s_i when a set S of `count` has weight prod of s in S.
 
-  By elementary symmetric polynomials: s_i e_{count-1}(others) / e_count(all).
+  By elementary symmetric polynomials: e_{count-1}(others) / e_count(all). There
+  is no division by s_i, so that rows of zeros have their true gradient.
   """
-  total = jnp.maximum(_symmetric(strengths, count), _TINY)
+  largest = functools.reduce(jnp.maximum, strengths)
+  # The result is that of any unit; in this one, no product is far from 1.
+  unit = jax.lax.stop_gradient(jnp.where(largest > 0, largest, 1))
+  # The square of e_count, which is at least floor^(count - 1), stays a float32.
+  floor = 10.0 ** (-18 / max(count - 1, 1))
+  s = [strength / unit + floor for strength in strengths]
+  if count == len(s):
+    return [1 / (unit * value) for value in s]
+  total = unit * _symmetric(s, count)
   return [
-    s * _symmetric(strengths[:i] + strengths[i + 1 :], count - 1) / total
-    for i, s in enumerate(strengths)
+    _symmetric(s[:i] + s[i + 1 :], count - 1) / total for i in range(len(s))
   ]
 
 

@@ -183,12 +183,14 @@ def quality(
 ) -> dict[str, float]:
   """Error figures of predictions, in per cent; and Spearman's rho."""
   error = 100 * np.abs(predicted_ms / measured_ms - 1)
-  ranks = [_average_ranks(np.asarray(v)) for v in (predicted_ms, measured_ms)]
+  ranks = np.stack(
+    [_average_ranks(np.asarray(v)) for v in (predicted_ms, measured_ms)]
+  )
   return {
     'mape_percent': float(error.mean()),
     'within_5_percent': float(100 * (error <= 5).mean()),
     'within_10_percent': float(100 * (error <= 10).mean()),
-    'spearman': float(np.corrcoef(*ranks)[0, 1]),
+    'spearman': float(np.corrcoef(ranks)[0, 1]),
   }
 
 

@@ -102,11 +102,10 @@ class Cell(nn.Module):
 
   def _drop(self, edge: EdgeSpec, y, drop_path):
     """Drops the edge for some examples; see `Network.__call__`."""
-    if (
-      edge.row is None
-      or ops.is_skip(edge.ops[0])
-      or (isinstance(drop_path, float) and drop_path == 0.0)
-    ):
+    off = isinstance(drop_path, int | float) and drop_path == 0
+    # A skip of stride 2 has weights, and is dropped like any other op.
+    identity = edge.stride == 1 and ops.is_skip(edge.ops[0])
+    if off or edge.row is None or len(edge.ops) > 1 or identity:
       return y
     keep = 1.0 - drop_path
     mask = jax.random.bernoulli(
@@ -140,13 +139,15 @@ class Edge(nn.Module):
         f'edge {self.spec.name} has a choice of '
         f'{list(self.spec.ops)}: the network needs gates.'
       )
-    total = None
+    total: jax.Array | None = None
     for column, name in enumerate(self.spec.ops):
       if ops.is_zero(name):
         continue
       y = make[name](x, train)
-      y = y * gates[self.spec.row, column].astype(y.dtype)
+      # In the type of the gates, so that their gradients are summed in it.
+      y = (y * gates[self.spec.row, column]).astype(y.dtype)
       total = y if total is None else total + y
+    assert total is not None, self.spec
     return total
 
 
@@ -168,6 +169,27 @@ def init(network: Network, rng: jax.Array) -> dict[str, Any]:
   }
 
 
+def count_correct(
+  network: Network,
+  variables: Any,
+  image: jax.Array,
+  batch: Mapping[str, jax.Array],
+  gates: Gates | None = None,
+) -> jax.Array:
+  """Returns the number of correct answers, i32[].
+
+  Args:
+    network: the network, evaluated with running statistics.
+    variables: 'params' and 'batch_stats'.
+    image: f[B, H, W, C], normalized.
+    batch: 'label' i32[B], and 'mask' bool[B] of the examples that count.
+    gates: for each group f32[E, O], where there is a choice.
+  """
+  logits = network.apply(variables, image, gates, train=False)
+  assert isinstance(logits, jax.Array)
+  return ((logits.argmax(-1) == batch['label']) & batch['mask']).sum()
+
+
 def inherit(variables: Any, source: Any) -> tuple[Any, list[str]]:
   """Takes over by path what another network already has.
 
@@ -180,11 +202,13 @@ def inherit(variables: Any, source: Any) -> tuple[Any, list[str]]:
     the same shape, and the paths of the leaves that it lacks (affine batch
     norms, when the supernet had none).
   """
-  own = traverse_util.flatten_dict(variables, sep='/')
+  own = traverse_util.flatten_dict(variables, keep_empty_nodes=True, sep='/')
   theirs = traverse_util.flatten_dict(source, sep='/')
-  taken = {
-    k: theirs[k] if k in theirs and theirs[k].shape == v.shape else v
+  found = {
+    k: theirs[k]
     for k, v in own.items()
+    if k in theirs and theirs[k].shape == v.shape
   }
-  missing = sorted(k for k in own if taken[k] is own[k])
-  return traverse_util.unflatten_dict(taken, sep='/'), missing
+  empty = traverse_util.empty_node
+  missing = sorted(k for k in own.keys() - found if own[k] is not empty)
+  return traverse_util.unflatten_dict({**own, **found}, sep='/'), missing

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import Any, cast, ClassVar
 
 from flax import linen as nn
 import jax
@@ -38,8 +38,8 @@ class Context:
       own statistics: the result does not depend on the number of devices.
     bn_momentum: share of the old running statistics that an update keeps.
     pool_bn: whether pooling ends in batch normalization.
-    dtype: type of activations; parameters and statistics are float32 or, under
-      x64, the type of the input.
+    dtype: type of activations; parameters and statistics are float32, or
+      float64 where this is.
     depthwise: 'conv' (grouped convolution) or 'shift' (sum of shifted
       products: the same numbers up to rounding, many times faster on CPU).
   """
@@ -75,7 +75,7 @@ class BatchNorm(nn.Module):
       ValueError: B is not divisible by the number of groups.
     """
     features = x.shape[-1]
-    stat_dtype = jnp.promote_types(self.dtype, jnp.float32)
+    stat_dtype = _param_dtype(self.dtype)
     ra_mean = self.variable(
       'batch_stats', 'mean', jnp.zeros, (features,), stat_dtype
     )
@@ -101,7 +101,8 @@ class BatchNorm(nn.Module):
       beta = self.param('bias', nn.initializers.zeros, (features,), stat_dtype)
       scale = scale * gamma.reshape(shape)
       offset = offset * gamma.reshape(shape) + beta.reshape(shape)
-    y = x * scale.astype(self.dtype) + offset.astype(self.dtype)
+    # In the wide type, so that its gradients are also summed in it.
+    y = (x * scale + offset).astype(self.dtype)
     return y.reshape((-1, *y.shape[-3:]))
 
   def _group_statistics(self, x, stat_dtype):
@@ -153,12 +154,13 @@ class Op(nn.Module):
   ) -> nn.Conv:
     """A dense convolution without bias, padded symmetrically."""
     return nn.Conv(
-      features or self.features,
+      self.features if features is None else features,
       (kernel, kernel),
       stride,
       _same(kernel),
       use_bias=False,
       dtype=self.context.dtype,
+      param_dtype=_param_dtype(self.context.dtype),
       kernel_init=nn.initializers.he_normal(),
     )
 
@@ -171,7 +173,7 @@ class Op(nn.Module):
     )
 
 
-OPS: dict[str, Callable[..., Op]] = {}
+OPS: dict[str, functools.partial[Op]] = {}
 
 
 def register(name: str, **settings):
@@ -180,7 +182,7 @@ def register(name: str, **settings):
   def decorate(cls):
     if name in OPS:
       raise ValueError(f'op {name!r} is registered twice.')
-    OPS[name] = functools.partial(cls, **settings) if settings else cls
+    OPS[name] = functools.partial(cls, **settings)
     return cls
 
   return decorate
@@ -208,8 +210,8 @@ def is_skip(name: str) -> bool:
 
 
 def _op_class(name: str) -> type[Op]:
-  factory = get(name)
-  return factory.func if isinstance(factory, functools.partial) else factory
+  get(name)  # names an unknown op
+  return cast(type[Op], OPS[name].func)
 
 
 class DepthwiseConv(nn.Module):
@@ -229,6 +231,7 @@ class DepthwiseConv(nn.Module):
       'kernel',
       nn.initializers.he_normal(),
       (self.kernel, self.kernel, 1, channels),
+      _param_dtype(self.dtype),
     )
     kernel, x = kernel.astype(self.dtype), x.astype(self.dtype)
     evaluate = {'conv': self._grouped, 'shift': self._shifted}[self.method]
@@ -249,7 +252,9 @@ class DepthwiseConv(nn.Module):
     height, width = (-(-n // self.stride) for n in x.shape[1:3])
     pad = _same(self.kernel, self.dilation)
     x = jnp.pad(x, ((0, 0), *pad, (0, 0)))
-    total = None
+    # Products are summed in the wide type, as by a convolution.
+    kernel = kernel.astype(_param_dtype(self.dtype))
+    total = jnp.zeros((), kernel.dtype)
     for i in range(self.kernel):
       for j in range(self.kernel):
         top, left = i * self.dilation, j * self.dilation
@@ -259,8 +264,8 @@ class DepthwiseConv(nn.Module):
           left : left + (width - 1) * self.stride + 1 : self.stride,
         ]
         term = part * kernel[i, j].reshape(1, 1, 1, -1)
-        total = term if total is None else total + term
-    return total
+        total = total + term
+    return total.astype(self.dtype)
 
 
 @register('none')
@@ -288,10 +293,12 @@ class FactorizedReduce(Op):
     x = nn.relu(x)
     half = self.features // 2
     shifted = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))[:, 1:, 1:]
+    parts = [(half, x), (self.features - half, shifted)]
     y = jnp.concatenate(
       [
-        self.conv(1, self.stride, half)(x),
-        self.conv(1, self.stride, self.features - half)(shifted),
+        self.conv(1, self.stride, features)(grid)
+        for features, grid in parts
+        if features > 0
       ],
       axis=-1,
     )
@@ -436,7 +443,16 @@ class Dense(Op):
 
   @nn.compact
   def __call__(self, x, train):
-    return nn.Dense(self.features, dtype=self.context.dtype)(x)
+    return nn.Dense(
+      self.features,
+      dtype=self.context.dtype,
+      param_dtype=_param_dtype(self.context.dtype),
+    )(x)
+
+
+def _param_dtype(dtype: Any) -> Any:
+  """Type of parameters and statistics beside activations of `dtype`."""
+  return jnp.promote_types(dtype, jnp.float32)
 
 
 def _same(kernel: int, dilation: int = 1) -> Padding:
