@@ -3,7 +3,9 @@
 A thin layer over Orbax's `CheckpointManager`, which writes in the background
 and commits by a rename. Orbax does not notice every changed bit (array chunks
 carry no checksum), so each checkpoint also holds a SHA-256 digest of its
-leaves, taken before the save returns and compared after a restore.
+leaves, taken before the save returns and compared after a restore. On local
+disks there are also digests of its files, so that a damaged one is found before
+Orbax stumbles over it.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 import hashlib
 import json
+import pathlib
 from typing import Any, NamedTuple, TypeVar
 
 from absl import logging
@@ -21,8 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from hwdarts_jax.runtime import workdir as workdir_lib
+
 _STATE = 'state'
 _INFO = 'info'
+_DIGESTS = 'digests.json'
+_TMP = '.orbax-checkpoint-tmp'  # what Orbax adds to a step until the commit
 _MAX_SHOWN = 5
 
 State = TypeVar('State')
@@ -82,9 +89,10 @@ class Checkpoints:
       if value < 1:
         raise ValueError(f'{field} is {value!r}; it must be at least 1.')
     path = epath.Path(directory).expanduser()
-    self.directory = path if '://' in str(path) else path.resolve()
+    self.directory = path.resolve() if workdir_lib.is_local(path) else path
     self._every = save_every_steps
     self._read_only = read_only
+    self._saving = -1  # step of the newest save, for the background thread
     self._manager = ocp.CheckpointManager(
       self.directory,
       item_names=(_STATE, _INFO),
@@ -93,6 +101,9 @@ class Checkpoints:
         create=not read_only,
         read_only=read_only,
         cleanup_tmp_directories=not read_only,
+        async_options=ocp.AsyncOptions(
+          post_finalization_callback=self._record_files
+        ),
       ),
     )
 
@@ -127,6 +138,8 @@ class Checkpoints:
     if (step % self._every and not force) or step in self.steps():
       return False
     info = _info(step, state, extra or {})
+    self.wait()  # Orbax would, but the thread still needs the old `_saving`
+    self._saving = step
     return self._manager.save(
       step,
       args=ocp.args.Composite(
@@ -182,6 +195,7 @@ class Checkpoints:
   def _restore(self, step: int, template: Any) -> tuple[Restored | None, str]:
     """A restored checkpoint, or None and the reason in words."""
     try:
+      self._check_files(step)
       info = self._read_info(step)
       _check_template(self.directory / str(step), info['leaves'], template)
       state = self._read_state(step, template)
@@ -190,6 +204,32 @@ class Checkpoints:
     except _DamagedError as e:
       return None, str(e)
     return Restored(step, state, info['extra']), ''
+
+  def _record_files(self) -> None:
+    """Writes the digests of a checkpoint; Orbax calls it before the commit."""
+    if jax.process_index() != 0 or not workdir_lib.is_local(self.directory):
+      return  # object stores have checksums of their own
+    for folder in self.directory.glob(f'{self._saving}{_TMP}*'):
+      files = _file_digests(folder)
+      workdir_lib.write_json_atomic(
+        folder / _DIGESTS, {'files': files, 'header': _sha256(files)}
+      )
+
+  def _check_files(self, step: int) -> None:
+    """Raises _DamagedError if a file is not what it was when recorded."""
+    folder = self.directory / str(step)
+    try:
+      record = json.loads((folder / _DIGESTS).read_text())
+      files = record['files']
+      known = record['header'] == _sha256(files)
+    except (OSError, ValueError, KeyError, TypeError):
+      known = False
+    if not known:
+      return  # in a bucket, or damaged itself: the leaves have their digest
+    now = _file_digests(folder)
+    changed = [n for n in sorted({*files, *now}) if files.get(n) != now.get(n)]
+    if changed:
+      raise _DamagedError(f'its file {changed[0]} was changed')
 
   def _read_info(self, step: int) -> dict[str, Any]:
     args = ocp.args.Composite(**{_INFO: ocp.args.JsonRestore()})
@@ -255,6 +295,19 @@ def _info(step: int, state: Any, extra: Mapping[str, Any]) -> dict[str, Any]:
 def _sha256(data: Any) -> str:
   text = json.dumps(data, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _file_digests(folder: epath.Path) -> dict[str, str]:
+  """SHA-256 of each file of the items of a local checkpoint, by its path.
+
+  Files beside the items hold times; Orbax writes them again after the commit.
+  """
+  root = pathlib.Path(folder)
+  return {
+    str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+    for path in sorted(root.glob('*/**/*'))
+    if path.is_file()
+  }
 
 
 def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
