@@ -1,41 +1,49 @@
 """Differentiable latency predictor: gates to expected milliseconds.
 
-The latency of an architecture is modelled as a prior plus a learned correction:
+The latency of one architecture is modelled as a physical prior plus a learned
+correction,
 
-    ms(a) = prior(a) + bias + sum_e w[e, a_e] + sum_(e, f) v[e, f, a_e, a_f]
+    ms(a) = fixed + sum_e cost[e, a_e] + sum_e w[e, a_e]
+          + sum_(e, f) v[e, f, a_e, a_f]
 
-over the edges e of the space and the pairs (e, f) of edges that share a node.
-The pair terms are what an additive table cannot express: runtimes fuse
-neighbours and drop dead branches. The model is at most linear in the gates of
-each edge, so that for independent edges its value at soft gates *is* its
-expected value over architectures: there is no gap between the corners it was
-trained on and the interior where the search lives.
+over the edges e whose op the runtime pays for (`liveness`; which of its
+semantics a device follows is found by the fit) and the pairs (e, f) of them
+that share a node. Costs are not negative: they come from a table of op entries
+scaled to whole networks, or are fitted. The correction w, v is a ridge
+regression; it holds what an additive table cannot, such as fusion.
 
-The prior is the sum of a table of op entries where there is one, scaled to
-whole networks; otherwise zero.
+What the search needs is the *expected* latency of a soft architecture. A space
+with few architectures (`is_enumerable`) keeps ms(a) of every one and the
+predictor contracts them with the gates: the exact expectation, whatever the
+model. Otherwise nothing is dead, the model is evaluated at the marginals of
+the random architecture, and is exact for independent edges since it is at most
+linear in the gates of each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 import dataclasses
+import itertools
+import math
 from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import optimize
 
-from hwdarts_jax.latency import expectation
+from hwdarts_jax.latency import expectation, liveness
 from hwdarts_jax.latency.cost import CostTable
 from hwdarts_jax.spaces.spec import NetworkSpec
 
 # Ridge penalties tried by `fit`, relative to the mean latency.
-_PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+_PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 # A pair is a finer effect than an op; its features are scaled down, which is
 # the same as a larger penalty on its weights.
 _PAIR_SCALE = 0.5
-_BIAS_SCALE = 30.0
+_MAX_ENUMERATED = 2**16
 MIN_NETWORKS = 20
 
 
@@ -51,8 +59,10 @@ class LatencyPredictor(nn.Module):
   @nn.compact
   def __call__(self, gates: Mapping[str, jax.Array]) -> jax.Array:
     """Returns expected ms f[...] for gates f[..., E, O] of each group."""
+    if is_enumerable(self.spec):
+      return self._contract(gates)
     probs = expectation.marginals(self.spec, gates)
-    ms = self.param('bias', nn.initializers.zeros, ())
+    ms = self.param('fixed', nn.initializers.zeros, ())
     for name, group in self.spec.groups().items():
       num_edges, num_ops = group.shape
       p = probs[name]
@@ -69,6 +79,52 @@ class LatencyPredictor(nn.Module):
           '...po,...pq,poq->...', p[..., left, :], p[..., right, :], pair
         )
     return ms
+
+  def _contract(self, gates: Mapping[str, jax.Array]) -> jax.Array:
+    """Sum over a of ms(a) * prod over e of gates[e, a_e]."""
+    rows = [
+      gates[name][..., row, :]
+      for name, group in self.spec.groups().items()
+      for row in range(group.shape[0])
+    ]
+    sizes = tuple(r.shape[-1] for r in rows)
+    ms = self.param('corners_ms', nn.initializers.zeros, (math.prod(sizes),))
+    ms = jnp.tensordot(rows[0], ms.reshape(sizes[0], -1), axes=1)
+    for row in rows[1:]:
+      ms = ms.reshape(*ms.shape[:-1], row.shape[-1], -1)
+      ms = jnp.einsum('...o,...ok->...k', row, ms)
+    return ms.reshape(ms.shape[:-1])
+
+
+def is_enumerable(spec: NetworkSpec) -> bool:
+  """Whether the predictor keeps the latency of every architecture.
+
+  Only where edges are independent: none is dropped and no op excluded.
+  """
+  independent = not spec.excluded and all(
+    c.keep is None for c in spec.all_cells
+  )
+  count = math.prod(
+    num_ops**num_edges
+    for num_edges, num_ops in (g.shape for g in spec.groups().values())
+  )
+  return independent and count <= _MAX_ENUMERATED
+
+
+def corners(spec: NetworkSpec) -> dict[str, np.ndarray]:
+  """All architectures of an enumerable space: for each group f[N, E, O].
+
+  In the order of the digits of the rows, the first row the most significant.
+  """
+  groups = spec.groups()
+  sizes = [g.shape[1] for g in groups.values() for _ in range(g.shape[0])]
+  digits = np.array(list(itertools.product(*map(range, sizes))), np.int32)
+  one_hot, at = {}, 0
+  for name, group in groups.items():
+    num_edges, num_ops = group.shape
+    one_hot[name] = np.eye(num_ops)[digits[:, at : at + num_edges]]
+    at += num_edges
+  return one_hot
 
 
 def adjacent_edges(edges) -> tuple[np.ndarray, np.ndarray]:
@@ -89,25 +145,49 @@ class Fit:
 
   Attributes:
     variables: of `LatencyPredictor`.
-    card: JSON-able facts: rows, penalty, held-out errors.
+    card: JSON-able facts: rows, semantics, penalty, held-out errors.
   """
 
   variables: Any
   card: dict[str, Any]
 
 
-def from_table(spec: NetworkSpec, table: CostTable) -> Fit:
+@dataclasses.dataclass(frozen=True)
+class _Corner:
+  """ms(a) of one architecture: additive costs and a linear correction.
+
+  Attributes:
+    spec: the space.
+    semantics: which ops cost anything.
+    fixed: ms of everything that is not searched, at least 0.
+    per_op: for each group f[E, O], at least 0.
+    weights: of `_features`.
+    range_ms: smallest and largest value; no figure beyond what was measured
+      is made up, so a search gains nothing by leaving that range.
+  """
+
+  spec: NetworkSpec
+  semantics: str
+  fixed: float
+  per_op: Mapping[str, np.ndarray]
+  weights: np.ndarray
+  range_ms: tuple[float, float] = (0.0, np.inf)
+
+  def __call__(self, one_hot: Mapping[str, np.ndarray]) -> np.ndarray:
+    paid = liveness.paid_ops(self.spec, one_hot, self.semantics)
+    ms = _prior_ms(self.fixed, self.per_op, paid)
+    if self.weights.any():
+      ms = ms + _features(self.spec, paid) @ self.weights
+    return np.clip(ms, *self.range_ms)
+
+
+def from_table(
+  spec: NetworkSpec, table: CostTable, semantics: str = 'eager'
+) -> Fit:
   """The additive predictor that a table of op entries gives by itself."""
-  params: dict[str, Any] = {'bias': jnp.asarray(table.fixed, jnp.float32)}
-  for name, group in spec.groups().items():
-    params[f'{name}_per_op'] = jnp.asarray(table.per_op[name], jnp.float32)
-    left, _ = adjacent_edges(group.edges)
-    if len(left):
-      params[f'{name}_pair'] = jnp.zeros((len(left),) + group.shape[1:] * 2)
-  return Fit(
-    {'params': params},
-    {'model': 'sum of table entries', 'rows': 0, 'held_out': None},
-  )
+  corner = _Corner(spec, semantics, table.fixed, table.per_op, np.zeros(1))
+  card = {'model': 'sum of table entries', 'semantics': semantics, 'rows': 0}
+  return Fit(_variables(corner), card | {'held_out': None})
 
 
 def fit(
@@ -118,18 +198,20 @@ def fit(
   held_out: float = 0.1,
   seed: int = 0,
 ) -> Fit:
-  """Fits the predictor to measured networks by ridge regression.
+  """Fits the predictor to measured networks.
 
-  Errors are relative: every network counts by its error in per cent. The
-  penalty is the one with the smallest error on a tenth of the training rows;
-  the reported errors are those on rows that no fit has seen.
+  Errors are relative: every network counts by its error in per cent. Networks
+  in which nothing connects input and output are left out: some runtimes delete
+  them whole, and a per-cent error of nothing means nothing. The semantics and
+  the penalty are those with the smallest error on a tenth of the training
+  rows; the reported errors are those on rows that no fit has seen.
 
   Args:
     spec: the space.
     one_hot: for each group f[N, E, O].
     latency_ms: f[N], positive.
     prior: op entries to start from; scaled by the median ratio of measured to
-      summed latency.
+      summed latency. None fits the costs too.
     held_out: share of the rows kept for the report.
     seed: of the split.
 
@@ -140,42 +222,41 @@ def fit(
   Raises:
     ValueError: there are fewer than `MIN_NETWORKS` rows.
   """
+  connected = liveness.is_connected(spec, one_hot)
+  one_hot = _take(one_hot, connected)
+  latency_ms = np.asarray(latency_ms, np.float64)[connected]
   count = len(latency_ms)
   if count < MIN_NETWORKS:
     raise ValueError(
-      f'the latency predictor has {count} measured networks; '
-      f'it needs at least {MIN_NETWORKS}.'
+      f'the latency predictor has {count} measured networks that connect '
+      f'input and output; it needs at least {MIN_NETWORKS}.'
     )
-  features, scale = _features(spec, one_hot)
-  base = np.zeros(count)
-  ratio = 1.0
-  if prior is not None:
-    sums = prior.fixed + sum(
-      np.einsum('neo,eo->n', one_hot[g], c) for g, c in prior.per_op.items()
-    )
-    ratio = float(np.median(latency_ms / sums))
-    base = ratio * sums
   order = np.random.default_rng(seed).permutation(count)
   num_test = max(5, round(held_out * count))
   num_val = max(5, round(0.1 * (count - num_test)))
   test, val, train = np.split(order, [num_test, num_test + num_val])
+  candidates = liveness.SEMANTICS if liveness.has_dead_ops(spec) else ('eager',)
   error = {}
-  for penalty in _PENALTIES:
-    weights = _ridge(features, latency_ms, base, train, penalty)
-    error[penalty] = _mape(base + features @ weights, latency_ms, val)
-  penalty = min(error, key=lambda p: error[p])
+  for semantics in candidates:
+    data = _Data(spec, semantics, one_hot, latency_ms, prior)
+    for penalty, corner in data.fit(train, _PENALTIES).items():
+      error[semantics, penalty] = _mape(corner, one_hot, latency_ms, val)
+  semantics, penalty = min(error, key=lambda key: error[key])
   rest = np.concatenate([val, train])
-  weights = _ridge(features, latency_ms, base, rest, penalty)
-  report = quality(base[test] + features[test] @ weights, latency_ms[test])
+  data = _Data(spec, semantics, one_hot, latency_ms, prior)
+  corner = data.fit(rest, (penalty,))[penalty]
+  report = quality(corner(_take(one_hot, test)), latency_ms[test])
   card = {
-    'model': 'additive and adjacent pairs',
+    'model': 'non-negative op costs and a correction by adjacent pairs',
+    'semantics': semantics,
     'rows': len(rest),
     'held_out_rows': len(test),
+    'disconnected_rows_left_out': int((~connected).sum()),
     'penalty': penalty,
-    'prior_ratio': ratio if prior is not None else None,
+    'fixed_ms': corner.fixed,
     'held_out': report,
   }
-  return Fit({'params': _to_params(spec, weights * scale, prior, ratio)}, card)
+  return Fit(_variables(corner), card)
 
 
 def quality(
@@ -194,68 +275,113 @@ def quality(
   }
 
 
+class _Data:
+  """Measured networks as seen by one semantics; fits corner models to them."""
+
+  def __init__(self, spec, semantics, one_hot, latency_ms, prior):
+    self._spec, self._semantics, self._prior = spec, semantics, prior
+    self._paid = liveness.paid_ops(spec, one_hot, semantics)
+    self._features = _features(spec, self._paid)
+    self._ms = latency_ms
+
+  def fit(self, rows: np.ndarray, penalties) -> dict[float, _Corner]:
+    """Fits to some rows, once for each penalty."""
+    # Rows are weighted so that errors count in per cent, at the mean's scale.
+    unit = self._ms[rows].mean() / self._ms[rows]
+    fixed, per_op = self._costs(rows, unit)
+    rest = self._ms[rows] - _prior_ms(fixed, per_op, _take(self._paid, rows))
+    x, y = self._features[rows] * unit[:, None], rest * unit
+    range_ms = float(self._ms.min()), float(self._ms.max())
+    return {
+      penalty: _Corner(
+        self._spec, self._semantics, fixed, per_op, weights, range_ms
+      )
+      for penalty, weights in _ridge(x, y, penalties).items()
+    }
+
+  def _costs(self, rows, unit):
+    """Costs that are not negative: scaled from the prior, or fitted."""
+    paid = _take(self._paid, rows)
+    if self._prior is not None:
+      sums = _prior_ms(self._prior.fixed, self._prior.per_op, paid)
+      ratio = float(np.median(self._ms[rows] / sums))
+      scaled = {g: ratio * c for g, c in self._prior.per_op.items()}
+      return ratio * self._prior.fixed, scaled
+    flat = [p.reshape(len(rows), -1) for p in paid.values()]
+    x = np.concatenate([np.ones((len(rows), 1)), *flat], axis=1)
+    solution, _ = optimize.nnls(x * unit[:, None], self._ms[rows] * unit)
+    per_op, at = {}, 1
+    for name, group in self._spec.groups().items():
+      size = math.prod(group.shape)
+      per_op[name] = solution[at : at + size].reshape(group.shape)
+      at += size
+    return float(solution[0]), per_op
+
+
+def _variables(corner: _Corner) -> dict[str, Any]:
+  """Variables of `LatencyPredictor` that evaluate a corner model."""
+  if is_enumerable(corner.spec):
+    ms = corner(corners(corner.spec))
+    return {'params': {'corners_ms': jnp.asarray(ms, jnp.float32)}}
+  params: dict[str, Any] = {'fixed': jnp.asarray(corner.fixed, jnp.float32)}
+  weights, at = corner.weights, 0
+  for name, group in corner.spec.groups().items():
+    num_edges, num_ops = group.shape
+    left, _ = adjacent_edges(group.edges)
+    per_op = np.array(corner.per_op[name], np.float64)
+    pair = np.zeros((len(left), num_ops, num_ops))
+    if weights.any():
+      per_op += weights[at : at + per_op.size].reshape(per_op.shape)
+      at += per_op.size
+      pair += _PAIR_SCALE * weights[at : at + pair.size].reshape(pair.shape)
+      at += pair.size
+    params[f'{name}_per_op'] = jnp.asarray(per_op, jnp.float32)
+    if len(left):
+      params[f'{name}_pair'] = jnp.asarray(pair, jnp.float32)
+  return {'params': params}
+
+
+def _features(spec: NetworkSpec, paid: Mapping[str, np.ndarray]) -> np.ndarray:
+  """Columns f[N, F] of the correction: for each group its ops and its pairs."""
+  columns = []
+  for name, group in spec.groups().items():
+    p = paid[name]
+    left, right = adjacent_edges(group.edges)
+    pairs = p[:, left, :, None] * p[:, right, None, :]
+    columns += [p.reshape(len(p), -1), _PAIR_SCALE * pairs.reshape(len(p), -1)]
+  return np.concatenate(columns, axis=1)
+
+
+def _prior_ms(
+  fixed: float, per_op: Mapping[str, np.ndarray], paid: Mapping[str, np.ndarray]
+) -> np.ndarray:
+  """Sums of costs f[N]."""
+  return fixed + sum(
+    np.einsum('neo,eo->n', paid[name], costs) for name, costs in per_op.items()
+  )
+
+
+def _ridge(x: np.ndarray, y: np.ndarray, penalties) -> dict[float, np.ndarray]:
+  """For each penalty, the w that minimizes |y - x w|^2 + penalty |w|^2."""
+  few_rows = len(x) < x.shape[1]  # then the other of the two forms is smaller
+  values, vectors = np.linalg.eigh(x @ x.T if few_rows else x.T @ x)
+  target = vectors.T @ (y if few_rows else x.T @ y)
+  solutions = {p: vectors @ (target / (values + p)) for p in penalties}
+  return {p: x.T @ w if few_rows else w for p, w in solutions.items()}
+
+
+def _take(one_hot: Mapping[str, np.ndarray], rows) -> dict[str, np.ndarray]:
+  return {name: np.asarray(p)[rows] for name, p in one_hot.items()}
+
+
+def _mape(corner: _Corner, one_hot, latency_ms, rows) -> float:
+  predicted = corner(_take(one_hot, rows))
+  return float(np.abs(predicted / latency_ms[rows] - 1).mean())
+
+
 def _average_ranks(values: np.ndarray) -> np.ndarray:
   """Ranks, the mean of their places where values tie."""
   _, inverse, counts = np.unique(
     values, return_inverse=True, return_counts=True
   )
   return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-
-
-def _features(spec, one_hot) -> tuple[np.ndarray, np.ndarray]:
-  """Design matrix f[N, F] of the model's terms, and the scale of its columns.
-
-  The order of the columns is that of `_to_params`.
-  """
-  count = len(next(iter(one_hot.values())))
-  columns, scales = [np.full((count, 1), _BIAS_SCALE)], [_BIAS_SCALE]
-  widths = [1]
-  probs = {g: np.asarray(p, np.float64) for g, p in one_hot.items()}
-  for name, group in spec.groups().items():
-    p = probs[name]
-    left, right = adjacent_edges(group.edges)
-    pairs = p[:, left, :, None] * p[:, right, None, :]
-    for block, scale in ((p, 1.0), (pairs, _PAIR_SCALE)):
-      columns.append(block.reshape(count, -1) * scale)
-      widths.append(columns[-1].shape[1])
-      scales.append(scale)
-  return np.concatenate(columns, 1), np.repeat(scales, widths)
-
-
-def _to_params(spec, weights, prior, ratio) -> dict[str, Any]:
-  """Cuts the weight vector into the parameters of `LatencyPredictor`."""
-  fixed = 0.0 if prior is None else ratio * prior.fixed
-  params: dict[str, Any] = {
-    'bias': jnp.asarray(weights[0] + fixed, jnp.float32)
-  }
-  at = 1
-  for name, group in spec.groups().items():
-    num_edges, num_ops = group.shape
-    left, _ = adjacent_edges(group.edges)
-    per_op = weights[at : at + num_edges * num_ops].reshape(num_edges, num_ops)
-    at += per_op.size
-    if prior is not None:
-      per_op = per_op + ratio * prior.per_op[name]
-    params[f'{name}_per_op'] = jnp.asarray(per_op, jnp.float32)
-    if len(left):
-      pair = weights[at : at + len(left) * num_ops**2]
-      at += pair.size
-      params[f'{name}_pair'] = jnp.asarray(
-        pair.reshape(len(left), num_ops, num_ops), jnp.float32
-      )
-  return params
-
-
-def _ridge(features, latency_ms, base, rows, penalty) -> np.ndarray:
-  """Weights that minimize the squared relative error plus the penalty."""
-  unit = latency_ms[rows].mean() / latency_ms[rows]
-  x = features[rows] * unit[:, None]
-  y = (latency_ms[rows] - base[rows]) * unit
-  if len(rows) < x.shape[1]:  # the smaller of the two systems
-    dual = np.linalg.solve(x @ x.T + penalty * np.eye(len(rows)), y)
-    return x.T @ dual
-  return np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ y)
-
-
-def _mape(predicted_ms, latency_ms, rows) -> float:
-  return float(np.abs(predicted_ms[rows] / latency_ms[rows] - 1).mean())

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
 
-from hwdarts_jax.spaces.spec import NetworkSpec
+from hwdarts_jax.spaces.spec import Genotype, NetworkSpec
 
 _NOT_SPACES = ('spec', 'discretize')
 
@@ -29,3 +30,11 @@ def make(name: str, **kwargs) -> NetworkSpec:
     return module.make(**kwargs)
   except TypeError as e:
     raise ValueError(f'space {name!r}: {e}.') from e
+
+
+def to_text(genotype: Genotype) -> str:
+  """The usual notation of the genotype's space, else its JSON."""
+  module = importlib.import_module(f'hwdarts_jax.spaces.{genotype.space}')
+  if hasattr(module, 'to_arch_string'):
+    return module.to_arch_string(genotype)
+  return json.dumps(genotype.to_dict()['cells'])

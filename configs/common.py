@@ -1,0 +1,224 @@
+"""What all configs share: parsing of the argument, and the default sections.
+
+Every section of a config is passed to a factory, so its fields are that
+factory's arguments and a typo is an error.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_collections
+
+# Facts of data sets that a spec must agree with; checked when they are loaded.
+DATASETS = {
+  'digits': {'num_classes': 10, 'image_size': 8, 'image_channels': 1},
+  'fashion_mnist': {'num_classes': 10, 'image_size': 28, 'image_channels': 1},
+  'mnist': {'num_classes': 10, 'image_size': 28, 'image_channels': 1},
+  'cifar10': {'num_classes': 10, 'image_size': 32, 'image_channels': 3},
+  'cifar100': {'num_classes': 100, 'image_size': 32, 'image_channels': 3},
+}
+
+# The published searches; a small one for the embedded data set.
+SEARCH_SPECS = {
+  'nasbench201': {'features': 16, 'num_cells': 5},
+  'darts': {'features': 16, 'num_cells': 8},
+}
+SMALL_SEARCH_SPECS = {
+  'nasbench201': {'features': 8, 'num_cells': 1},
+  'darts': {'features': 4, 'num_cells': 3},
+}
+# The networks whose latency counts.
+DEPLOY_SPECS = {
+  'nasbench201': {
+    'features': 16,
+    'num_cells': 5,
+    'num_classes': 10,
+    'image_size': 32,
+    'image_channels': 3,
+  },
+  'darts': {
+    'features': 36,
+    'num_cells': 20,
+    'num_classes': 10,
+    'image_size': 32,
+    'image_channels': 3,
+    'pool_bn': False,
+  },
+}
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
+  """Parses ``name=value,flag`` strictly.
+
+  Args:
+    arg: what follows the colon of --config; a name alone means true.
+    **defaults: the names that are allowed, with values of their types.
+
+  Raises:
+    ValueError: a name is unknown, or a value does not fit its type.
+  """
+  values = dict(defaults)
+  for item in filter(None, (arg or '').split(',')):
+    name, equals, text = item.partition('=')
+    if name not in defaults:
+      raise ValueError(
+        f'config argument {name!r} is unknown; known are {sorted(defaults)}.'
+      )
+    values[name] = _convert(name, text if equals else 'true', defaults[name])
+  return ml_collections.ConfigDict(values)
+
+
+def _convert(name: str, text: str, default: Any) -> Any:
+  if isinstance(default, bool):
+    if text not in ('true', 'false'):
+      raise ValueError(
+        f'config argument {name} is {text!r}; it must be true or false.'
+      )
+    return text == 'true'
+  try:
+    return type(default)(text)
+  except ValueError as e:
+    raise ValueError(
+      f'config argument {name} is {text!r}; it must be of type '
+      f'{type(default).__name__}.'
+    ) from e
+
+
+def search_config(
+  source: str, table: str, arg: str | None = None
+) -> ml_collections.ConfigDict:
+  """The config of a search for one device.
+
+  Args:
+    source: path of the config file, for the commands that summaries print.
+    table: latency table of the device.
+    arg: `space`, `dataset` and `runlocal`.
+
+  Raises:
+    ValueError: the argument is not one of ours.
+  """
+  parsed = parse_arg(arg, space='nasbench201', dataset='digits', runlocal=False)
+  for field, value, known in (
+    ('space', parsed.space, SEARCH_SPECS),
+    ('dataset', parsed.dataset, DATASETS),
+  ):
+    if value not in known:
+      raise ValueError(
+        f'config argument {field} is {value!r}; known are {sorted(known)}.'
+      )
+  small = parsed.dataset == 'digits' or parsed.runlocal
+  specs = SMALL_SEARCH_SPECS if small else SEARCH_SPECS
+  config = ml_collections.ConfigDict()
+  config.source = source + (f':{arg}' if arg else '')
+  config.job = 'search'
+  config.seed = 0
+  config.num_devices = 0  # 0 is all of them
+  config.deterministic = False
+  config.space = {
+    'name': parsed.space,
+    'search': specs[parsed.space] | DATASETS[parsed.dataset],
+    'deploy': dict(DEPLOY_SPECS[parsed.space]),
+  }
+  config.latency = {'table': table}
+  config.data = {
+    'name': parsed.dataset,
+    'data_dir': '',
+    'image_size': 0,
+    'split_seed': 0,
+    'resident': 'auto',
+    'max_resident_mb': 2048,
+    'augment': _augment(parsed.dataset),
+  }
+  config.network = {
+    'bn_groups': 8,
+    'bn_momentum': 0.9,
+    'dtype': 'float32',
+    'depthwise': 'auto',
+  }
+  config.relaxation = {
+    'name': 'softmax',
+    'temperature_start': 1.0,
+    'temperature_end': 1.0,
+  }
+  config.hypergrad = {'name': 'lookahead'}
+  config.objective = {
+    'name': 'relative',
+    'multiplier': 0.2,
+    'reference_ms': 0.0,
+  }  # 0: expected at uniform gates
+  _set_schedule(config, small, parsed.runlocal)
+  config.retrain = _retrain(parsed.dataset, small, parsed.runlocal)
+  return config
+
+
+def _augment(dataset: str) -> dict[str, Any]:
+  if dataset == 'digits':  # a mirrored digit is another sign
+    return {'pad': 1, 'flip': False, 'cutout': 0}
+  return {'pad': 4, 'flip': dataset != 'mnist', 'cutout': 0}
+
+
+def _set_schedule(config, small: bool, runlocal: bool) -> None:
+  """Sets the sections that depend on how long the search is."""
+  # DARTS searches 50 epochs of 25,000 images in batches of 64.
+  num_steps = 20 if runlocal else 600 if small else 19500
+  config.search = {
+    'num_steps': num_steps,
+    'batch_size': 64,
+    'eval_batch_size': 256,
+    'warmup_steps': 0,
+    'steps_per_call': 1,
+    'log_every_steps': 10 if small else 50,
+    'checkpoint_every_steps': 10 if runlocal else 100 if small else 500,
+    'eval_every_steps': num_steps // 2 if small else 1950,
+    'keep_checkpoints': 3,
+  }
+  config.params_optimizer = {
+    'name': 'sgd',
+    'learning_rate': 0.05 if small else 0.025,
+    'momentum': 0.9,
+    'weight_decay': 3e-4,
+    'schedule': 'cosine',
+    'clip_norm': 5.0,
+    'final_learning_rate': 0.0 if small else 0.001,
+  }
+  config.alphas_optimizer = {
+    'name': 'adam',
+    'learning_rate': 0.02 if small else 3e-4,
+    'b1': 0.5,
+    'b2': 0.999,
+    'weight_decay': 1e-3,
+    'schedule': 'constant',
+  }
+
+
+def _retrain(dataset: str, small: bool, runlocal: bool) -> dict[str, Any]:
+  """The section of the job `retrain`."""
+  augment = _augment(dataset)
+  if dataset == 'cifar10':
+    augment['cutout'] = 16
+  return {
+    'search_workdir': '',  # of a finished search, or:
+    'genotype': '',  # path of a genotype.json
+    'spec': 'search' if small else 'deploy',
+    'inherit': False,
+    'num_epochs': 2 if runlocal else 30 if small else 600,
+    'batch_size': 64 if small else 96,
+    'eval_batch_size': 256,
+    'steps_per_call': 1,
+    'checkpoint_every_epochs': 1 if runlocal else 5,
+    'keep_checkpoints': 3,
+    'label_smoothing': 0.1 if small else 0.0,
+    'ema_decay': 0.99 if small else 0.999,
+    'drop_path': 0.0 if small else 0.2,
+    'augment': augment,
+    'optimizer': {
+      'name': 'sgd',
+      'learning_rate': 0.1 if small else 0.025,
+      'momentum': 0.9,
+      'nesterov': True,
+      'weight_decay': 5e-4 if small else 3e-4,
+      'schedule': 'cosine',
+      'clip_norm': 5.0,
+    },
+  }

@@ -1,0 +1,202 @@
+"""What jobs share: from sections of the config to specs, data and a predictor.
+
+Every section of the config is passed to a factory as keyword arguments, so a
+field that the factory does not know is an error that names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from hwdarts_jax import spaces
+from hwdarts_jax.data import sources
+from hwdarts_jax.latency import cost
+from hwdarts_jax.latency import predictor as predictor_lib
+from hwdarts_jax.latency import table as table_lib
+from hwdarts_jax.models import ops
+from hwdarts_jax.runtime import optimizers
+from hwdarts_jax.spaces import discretize
+from hwdarts_jax.spaces.spec import Genotype, NetworkSpec
+
+DTYPES = {
+  'float32': jnp.float32,
+  'bfloat16': jnp.bfloat16,
+  'float64': jnp.float64,
+}
+
+
+class Specs(NamedTuple):
+  """Two specs of one space.
+
+  Attributes:
+    search: its supernet is trained.
+    deploy: its latency, MACs and params are reported.
+  """
+
+  search: NetworkSpec
+  deploy: NetworkSpec
+
+
+def make_specs(space: Mapping[str, Any]) -> Specs:
+  """Makes both specs of the section `config.space`.
+
+  Raises:
+    ValueError: unknown space or setting, or the specs do not share their
+      groups and rows.
+  """
+  specs = Specs(
+    spaces.make(space['name'], **space['search']),
+    spaces.make(space['name'], **space['deploy']),
+  )
+  if specs.search.groups() != specs.deploy.groups():
+    raise ValueError(
+      'space.search and space.deploy must share their groups and rows of '
+      f'alphas, but have {_sizes(specs.search)} and {_sizes(specs.deploy)}.'
+    )
+  return specs
+
+
+def _sizes(spec: NetworkSpec) -> dict[str, tuple[int, int]]:
+  return {name: group.shape for name, group in spec.groups().items()}
+
+
+def load_data(
+  data: Mapping[str, Any], split: str, spec: NetworkSpec, role: str = 'search'
+) -> sources.Dataset:
+  """Loads a split and checks that `spec` is made for it.
+
+  Args:
+    data: the section `config.data`.
+    split: 'train' or 'test'.
+    spec: whose networks will read the images.
+    role: of the spec in `config.space`, for messages.
+
+  Returns:
+    The data set.
+
+  Raises:
+    ValueError: the set cannot be loaded, or its classes or image shape are not
+      those of the spec.
+  """
+  dataset = sources.load(
+    data['name'], split, data['data_dir'], data['image_size'] or None
+  )
+  if dataset.num_classes != spec.num_classes:
+    raise ValueError(
+      f'space.{role}.num_classes is {spec.num_classes}, but data set '
+      f'{dataset.name!r} has {dataset.num_classes} classes: set '
+      f'--config.space.{role}.num_classes={dataset.num_classes}.'
+    )
+  if dataset.image_shape != spec.input_shape:
+    height, _, channels = dataset.image_shape
+    raise ValueError(
+      f'space.{role} makes networks for images of {spec.input_shape}, but data '
+      f'set {dataset.name!r} has {dataset.image_shape}: set '
+      f'--config.space.{role}.image_size={height} and '
+      f'--config.space.{role}.image_channels={channels}, or resize with '
+      '--config.data.image_size.'
+    )
+  return dataset
+
+
+def make_context(network: Mapping[str, Any], affine: bool) -> ops.Context:
+  """Makes the op settings of the section `config.network`.
+
+  Raises:
+    ValueError: a value is not allowed.
+  """
+  settings = dict(network)
+  name = settings.pop('dtype')
+  if name not in DTYPES:
+    raise ValueError(f'network.dtype is {name!r}; known are {sorted(DTYPES)}.')
+  if settings['depthwise'] == 'auto':
+    # Grouped convolutions are up to 70 times slower than shifted sums on CPU.
+    on_cpu = jax.default_backend() == 'cpu'
+    settings['depthwise'] = 'shift' if on_cpu else 'conv'
+  return ops.Context(affine=affine, dtype=DTYPES[name], **settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class LatencyModel:
+  """The latency of the deploy spec on a device.
+
+  Attributes:
+    predict: gates f32[..., E, O] of each group -> expected ms f32[...].
+    card: JSON-able facts of the fit, held-out errors included.
+    table: where the measurements come from.
+  """
+
+  predict: Callable[[Mapping[str, Any]], jax.Array]
+  card: dict[str, Any]
+  table: table_lib.LatencyTable
+
+  def of(self, spec: NetworkSpec, genotype: Genotype) -> float:
+    """Predicted ms of an architecture."""
+    return float(self.predict(discretize.one_hot(spec, genotype)))
+
+
+def make_latency_model(
+  latency: Mapping[str, Any], deploy: NetworkSpec
+) -> LatencyModel:
+  """Fits the predictor to the table that the section `latency` names.
+
+  Whole networks are fitted, on top of the sum of op entries where the table
+  has both; fewer than `predictor.MIN_NETWORKS` only scale that sum.
+
+  Raises:
+    ValueError: the table is unknown or broken, or does not cover `deploy`.
+  """
+  table = table_lib.load(latency['table'])
+  table.check_covers(deploy)
+  prior = None
+  if not table.missing_keys(deploy):
+    prior = cost.tabulate(
+      deploy, lambda site, op: table.lookup(site.key(op)).value_ms, 'ms'
+    )
+  gates: Mapping[str, np.ndarray] = {}
+  measured = np.zeros(0)
+  if table.has_networks(deploy):
+    gates, measured = table.networks_one_hot(deploy)
+  if prior is not None and len(measured) < predictor_lib.MIN_NETWORKS:
+    fit = predictor_lib.from_table(deploy, prior)
+  else:
+    fit = predictor_lib.fit(deploy, gates, measured, prior)
+  model = predictor_lib.LatencyPredictor(deploy)
+
+  def predict(gates):
+    return model.apply(fit.variables, gates)
+
+  return LatencyModel(predict, fit.card, table)
+
+
+def costs(space: NetworkSpec, genotype: Genotype) -> dict[str, float]:
+  """MACs and params of an architecture of `space`."""
+  spec = discretize.discretize(space, genotype)
+  return {
+    'macs': cost.total(spec, cost.macs),
+    'params': cost.total(spec, cost.params),
+  }
+
+
+def section(config: ml_collections.ConfigDict, *names: str) -> dict[str, Any]:
+  """A plain dict of a (nested) section of the config."""
+  for name in names:
+    config = config[name]
+  return config.to_dict()
+
+
+def learning_rate(
+  optimizer: Mapping[str, Any], num_steps: int
+) -> optimizers.Schedule:
+  """The schedule step -> learning rate of an optimizer's section."""
+  names = ('learning_rate', 'schedule', 'warmup_steps', 'final_learning_rate')
+  return optimizers.make_schedule(
+    num_steps=num_steps, **{k: v for k, v in optimizer.items() if k in names}
+  )

@@ -1,0 +1,257 @@
+"""The loop of every training job: resume, step, log, checkpoint, stop.
+
+A run that is killed at any moment and started again goes through the same
+states, to the bit: the data order is a function of (seed, step), a checkpoint
+holds the whole state, and rows of metrics that a checkpoint does not know yet
+are dropped and written again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+import concurrent.futures
+import dataclasses
+import math
+import signal
+import time
+from typing import Any
+
+from absl import logging
+from etils import epath
+import jax
+import numpy as np
+
+from hwdarts_jax.data import pipeline
+from hwdarts_jax.runtime import metrics as metrics_lib
+from hwdarts_jax.runtime import workdir as workdir_lib
+from hwdarts_jax.runtime.checkpoints import Checkpoints
+
+State = Any
+Row = dict[str, Any]
+
+
+class NonFiniteError(workdir_lib.UserError):
+  """A loss or gradient is no longer a number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """When things happen, in steps.
+
+  Attributes:
+    num_steps: length of the run.
+    log_every_steps: steps of one row of metrics.
+    checkpoint_every_steps: steps between checkpoints.
+    steps_per_call: steps that one call of the compiled update makes.
+    keep_checkpoints: how many of the newest are kept.
+  """
+
+  num_steps: int
+  log_every_steps: int
+  checkpoint_every_steps: int
+  steps_per_call: int = 1
+  keep_checkpoints: int = 3
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if not isinstance(value, int) or value < 1:
+        raise ValueError(
+          f'{field.name} is {value!r}; it must be a whole number, at least 1.'
+        )
+    # A row must not straddle a checkpoint, nor a call a row.
+    for large, small in (
+      ('num_steps', 'log_every_steps'),
+      ('checkpoint_every_steps', 'log_every_steps'),
+      ('log_every_steps', 'steps_per_call'),
+    ):
+      big, unit = getattr(self, large), getattr(self, small)
+      if big % unit:
+        raise ValueError(
+          f'{large} is {big}; it must be a multiple of {small} = {unit}.'
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+  """What the loop calls.
+
+  Attributes:
+    name: of the job, for the screen.
+    schedule: when things happen.
+    compile: (state, chunks) -> step; ``step(state, *chunks) -> (state,
+      metrics)`` may donate its state.
+    feeds: sources of the chunks.
+    on_row: (state, step, row) -> values to add to the row, such as an
+      evaluation.
+    shown: keys of the row that the progress bar shows.
+    advice: what to change when a loss is not finite.
+  """
+
+  name: str
+  schedule: Schedule
+  compile: Callable[..., Callable[..., tuple[State, Any]]]
+  feeds: Sequence[pipeline.Feed]
+  on_row: Callable[[State, int, Row], Mapping[str, Any]]
+  shown: tuple[str, ...]
+  advice: str
+
+  def run(self, path: epath.Path, state: State) -> tuple[State, bool]:
+    """Runs from the newest checkpoint, or from `state`, to the end.
+
+    SIGTERM ends it after the step in flight, with a checkpoint.
+
+    Args:
+      path: the workdir.
+      state: at step 0.
+
+    Returns:
+      The last state, and whether it is that of the end.
+
+    Raises:
+      NonFiniteError: a metric is not finite; checkpoints of the time before
+        are kept.
+      ValueError: all checkpoints are damaged.
+    """
+    schedule = self.schedule
+    with (
+      StopSignal() as stop,
+      Checkpoints(
+        path / 'checkpoints',
+        schedule.keep_checkpoints,
+        schedule.checkpoint_every_steps,
+      ) as checkpoints,
+    ):
+      restored = checkpoints.restore_latest(state)
+      start, pending = 0, []
+      if restored is not None:
+        start, state = restored.step, restored.state
+        pending = restored.extra['pending']
+        print(f'Resuming {path} at step {start} of {schedule.num_steps}.')
+      with metrics_lib.MetricsWriter(path, start or None) as writer:
+        state, step = self._steps(
+          state, start, pending, checkpoints, writer, stop
+        )
+    if step < schedule.num_steps:
+      print(
+        f'Stopped at step {step} of {schedule.num_steps}; the same command '
+        'goes on from there.'
+      )
+    return state, step >= schedule.num_steps
+
+  def _steps(self, state, start, pending, checkpoints, writer, stop):
+    """Returns the last state and its step."""
+    schedule, size = self.schedule, self.schedule.steps_per_call
+    if start >= schedule.num_steps:
+      return state, start
+    compiled = self.compile(state, [f(start, size) for f in self.feeds])
+    begun, step = time.monotonic(), start
+    calls: list[tuple[int, Any]] = []
+    with metrics_lib.Progress(schedule.num_steps, start, self.name) as progress:
+      while step < schedule.num_steps and not stop.received:
+        state, metrics = compiled(state, *(f(step, size) for f in self.feeds))
+        calls.append((step, metrics))
+        step += size
+        if step % schedule.log_every_steps:
+          continue
+        pending += self._fetch(calls, checkpoints)
+        row: Row = {
+          k: float(np.mean([r[k] for r in pending])) for k in pending[0]
+        }
+        row |= self.on_row(state, step, row)
+        calls, pending = [], []
+        writer.write(step, row)
+        progress.update(
+          schedule.log_every_steps, {k: row[k] for k in self.shown}
+        )
+        checkpoints.save(
+          step, state, {'pending': []}, force=step == schedule.num_steps
+        )
+    if stop.received:
+      pending += self._fetch(calls, checkpoints)
+      checkpoints.save(step, state, {'pending': pending}, force=True)
+    checkpoints.wait()
+    logging.info(
+      '%s: %d steps in %.1f s',
+      self.name,
+      step - start,
+      time.monotonic() - begun,
+    )
+    return state, step
+
+  def _fetch(self, calls, checkpoints: Checkpoints) -> list[dict[str, float]]:
+    """Waits for metrics; raises at the first call with one not finite."""
+    rows = []
+    for step, metrics in calls:
+      row = {k: float(v) for k, v in jax.device_get(metrics).items()}
+      bad = sorted(k for k, v in row.items() if not math.isfinite(v))
+      if bad:
+        last = max(checkpoints.steps(), default=None)
+        kept = (
+          'there is no checkpoint yet'
+          if last is None
+          else f'the last good checkpoint, of step {last}, is kept'
+        )
+        raise NonFiniteError(
+          f'{", ".join(bad)} is not finite at step {step}; '
+          f'{kept}. {self.advice}'
+        )
+      rows.append(row)
+    return rows
+
+
+class StopSignal:
+  """Remembers that SIGTERM came, so that a loop can save and end.
+
+  Attributes:
+    received: whether it came.
+  """
+
+  def __init__(self):
+    self.received = False
+    self._old: Any = None
+
+  def __enter__(self) -> StopSignal:
+    def handle(signum, frame):
+      del signum, frame
+      self.received = True
+
+    self._old = signal.signal(signal.SIGTERM, handle)
+    return self
+
+  def __exit__(self, *unused: Any) -> None:
+    signal.signal(signal.SIGTERM, self._old)
+
+
+def compile_together(message: str, jobs, deterministic: bool):
+  """Compiles several functions side by side, with a sign of life.
+
+  Args:
+    message: shown while it lasts.
+    jobs: pairs of a jitted function and its example arguments.
+    deterministic: whether a GPU must add numbers up in the same order always.
+
+  Returns:
+    The compiled functions.
+  """
+  options: dict[str, Any] = {}
+  if deterministic and jax.default_backend() == 'gpu':
+    options['xla_gpu_deterministic_ops'] = True
+  begun = time.monotonic()
+  with metrics_lib.heartbeat(message):
+    # Tracing holds the interpreter lock, compiling does not.
+    lowered = [function.lower(*args) for function, args in jobs]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+      compiled = list(
+        pool.map(lambda low: low.compile(compiler_options=options), lowered)
+      )
+  logging.info('%s: %.1f s', message, time.monotonic() - begun)
+  return compiled
+
+
+def count_correct(count, state, dataset, batch_size: int) -> float:
+  """Accuracy on a whole set, of a compiled (state, batch) -> i32[]."""
+  counts = [
+    count(state, batch) for batch in pipeline.eval_batches(dataset, batch_size)
+  ]
+  return sum(int(c) for c in counts) / dataset.num_examples

@@ -1,0 +1,329 @@
+"""Job `search`: from a config to a genotype under a latency cost.
+
+Writes into the workdir: config.json, checkpoints/, metrics.jsonl, tensorboard/,
+genotype.json and search.png. The same workdir resumes, to the bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+from absl import logging
+from etils import epath
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from hwdarts_jax.bilevel import relax
+from hwdarts_jax.bilevel import update as update_lib
+from hwdarts_jax.data import pipeline, sources
+from hwdarts_jax.data.split import search_split
+from hwdarts_jax.jobs import common, summary
+from hwdarts_jax.jobs import loop as loop_lib
+from hwdarts_jax.models import network as network_lib
+from hwdarts_jax.runtime import metrics as metrics_lib
+from hwdarts_jax.runtime import optimizers, plots, sharding
+from hwdarts_jax.runtime import workdir as workdir_lib
+from hwdarts_jax.spaces import discretize
+from hwdarts_jax.spaces.spec import Genotype
+
+GENOTYPE = 'genotype.json'
+_SHOWN = ('train_loss', 'val_accuracy', 'expected_ms', 'gate_entropy')
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+  """Everything a search needs besides its state.
+
+  Attributes:
+    config: the resolved config.
+    specs: search and deploy.
+    latency: of the deploy spec.
+    problem: what is optimized.
+    train: half of the train split that params see.
+    val: the other half, that alphas see.
+    mesh: devices.
+    augment: of train images.
+    schedule: when to log and to save.
+  """
+
+  config: ml_collections.ConfigDict
+  specs: common.Specs
+  latency: common.LatencyModel
+  problem: update_lib.Problem
+  train: sources.Dataset
+  val: sources.Dataset
+  mesh: jax.sharding.Mesh
+  augment: pipeline.Augment
+  schedule: loop_lib.Schedule
+
+
+def run(config: ml_collections.ConfigDict, workdir: str) -> None:
+  """Searches; prints a summary at the end.
+
+  A finished workdir is not touched: its summary is printed again.
+
+  Raises:
+    ValueError: something in the config cannot be; the message names it.
+    loop.NonFiniteError: the loss is no longer finite.
+  """
+  search = make(config)
+  with workdir_lib.lock(workdir):
+    path = workdir_lib.prepare(
+      workdir,
+      config.to_dict(),
+      hashes={
+        'search_spec': search.specs.search.spec_hash(),
+        'deploy_spec': search.specs.deploy.spec_hash(),
+        'latency_table': search.latency.table.table_hash(),
+      },
+    )
+    if (path / GENOTYPE).exists():
+      print(f'{path} is finished already; a new search needs a new --workdir.')
+    else:
+      held_out = search.latency.card['held_out']
+      logging.info(
+        'Latency predictor of %s: %s',
+        search.latency.table.device,
+        held_out or search.latency.card['model'],
+      )
+      if not _search(search, path):
+        return
+    print(summary.of_search(path))
+
+
+def make(config: ml_collections.ConfigDict) -> Search:
+  """Builds everything from the config; see `run` for errors."""
+  specs = common.make_specs(config.space.to_dict())
+  settings = config.search
+  mesh = sharding.make_mesh(config.num_devices or None)
+  sharding.check_batch(
+    settings.batch_size,
+    config.network.bn_groups,
+    mesh.size,
+    'search.batch_size',
+  )
+  latency = common.make_latency_model(config.latency.to_dict(), specs.deploy)
+  dataset = common.load_data(config.data.to_dict(), 'train', specs.search)
+  train, val = search_split(dataset, config.data.split_seed)
+  network = network_lib.Network(
+    specs.search, common.make_context(config.network.to_dict(), affine=False)
+  )
+  uniform = {
+    name: np.full(group.shape, 1 / group.shape[1], np.float32)
+    for name, group in specs.search.groups().items()
+  }
+  reference_ms = config.objective.reference_ms or float(
+    latency.predict(uniform)
+  )
+  params_settings = common.section(config, 'params_optimizer')
+  hypergrad_settings = common.section(config, 'hypergrad')
+  problem = update_lib.Problem(
+    network=network,
+    latency=latency.predict,
+    params_optimizer=optimizers.make(
+      num_steps=settings.num_steps, **params_settings
+    ),
+    alphas_optimizer=optimizers.make(
+      num_steps=settings.num_steps, **common.section(config, 'alphas_optimizer')
+    ),
+    num_steps=settings.num_steps,
+    warmup_steps=settings.warmup_steps,
+    learning_rate=common.learning_rate(params_settings, settings.num_steps),
+    relaxation=config.relaxation.name,
+    temperature_start=config.relaxation.temperature_start,
+    temperature_end=config.relaxation.temperature_end,
+    hypergrad=hypergrad_settings.pop('name'),
+    hypergrad_settings=hypergrad_settings,
+    objective=config.objective.name,
+    reference_ms=reference_ms,
+  )
+  augment = pipeline.Augment(**common.section(config, 'data', 'augment'))
+  schedule = loop_lib.Schedule(
+    settings.num_steps,
+    settings.log_every_steps,
+    settings.checkpoint_every_steps,
+    settings.steps_per_call,
+    settings.keep_checkpoints,
+  )
+  return Search(
+    config, specs, latency, problem, train, val, mesh, augment, schedule
+  )
+
+
+def _search(search: Search, path: epath.Path) -> bool:
+  """Runs or resumes; returns whether the search came to its end."""
+  settings = search.config.search
+  state = update_lib.init_state(
+    search.problem, search.config.seed, search.config.objective.multiplier
+  )
+  state = jax.device_put(
+    _as_dtype(state, search.problem), sharding.replicated(search.mesh)
+  )
+  evaluate = _Evaluation(search)
+  # Two seeds, or the halves would be walked in step.
+  feeds = [
+    pipeline.Feed(
+      half,
+      settings.batch_size,
+      2 * search.config.seed + i,
+      resident=search.config.data.resident,
+      max_resident_mb=search.config.data.max_resident_mb,
+      replicated=sharding.replicated(search.mesh),
+      batch_sharding=sharding.batched(search.mesh, axis=1),
+    )
+    for i, half in enumerate((search.train, search.val))
+  ]
+  loop = loop_lib.Loop(
+    name='search',
+    schedule=search.schedule,
+    compile=functools.partial(_compile, search, evaluate),
+    feeds=feeds,
+    on_row=functools.partial(_extend_row, search, evaluate),
+    shown=_SHOWN,
+    advice='Try a lower params_optimizer.learning_rate or '
+    'alphas_optimizer.learning_rate, with a new --workdir.',
+  )
+  state, done = loop.run(path, state)
+  if done:
+    finish(search, path, state, evaluate(state))
+  return done
+
+
+class _Evaluation:
+  """Accuracy of the supernet on the validation half; compiled once."""
+
+  def __init__(self, search: Search):
+    self._search = search
+    self._size = search.config.search.eval_batch_size
+    self._compiled: Any = None
+
+  def job(self, state):
+    """The function to compile, and its example arguments."""
+    example = next(pipeline.eval_batches(self._search.val, self._size))
+    return jax.jit(functools.partial(_count_correct, self._search)), (
+      state,
+      example,
+    )
+
+  def use(self, compiled) -> None:
+    """Takes the compiled function of `job`."""
+    self._compiled = compiled
+
+  def __call__(self, state) -> float:
+    if self._compiled is None:  # a run that was only missing its summary
+      (self._compiled,) = loop_lib.compile_together(
+        'compiling the evaluation',
+        [self.job(state)],
+        self._search.config.deterministic,
+      )
+    return loop_lib.count_correct(
+      self._compiled, state, self._search.val, self._size
+    )
+
+
+def _compile(search: Search, evaluate: _Evaluation, state, chunks):
+  """Compiles the bilevel update and the evaluation side by side."""
+  batched = sharding.batched(search.mesh)
+
+  def fetch(chunk, indices, rng):
+    return pipeline.make_batch(
+      chunk.images,
+      chunk.labels,
+      indices,
+      rng,
+      search.augment,
+      search.train.mean,
+      search.train.std,
+      search.problem.network.context.dtype,
+    )
+
+  step = update_lib.make_step(
+    search.problem,
+    fetch,
+    lambda batch: jax.lax.with_sharding_constraint(batch, batched),
+  )
+  update = jax.jit(
+    step, donate_argnums=0, out_shardings=sharding.replicated(search.mesh)
+  )
+  compiled, count = loop_lib.compile_together(
+    'compiling the bilevel update',
+    [(update, (state, *chunks)), evaluate.job(state)],
+    search.config.deterministic,
+  )
+  evaluate.use(count)
+  return compiled
+
+
+def _extend_row(search: Search, evaluate: _Evaluation, state, step: int, row):
+  """Adds the gates, the temperature and, when due, an evaluation."""
+  del row
+  every = search.config.search.eval_every_steps
+  extra: dict[str, Any] = {
+    'temperature': float(search.problem.temperature(step))
+  }
+  if every and step % every == 0:
+    extra['supernet_val_accuracy'] = evaluate(state)
+  probs = search.problem.probabilities(state)
+  return extra | {
+    f'gates/{g}': np.asarray(p, np.float32) for g, p in probs.items()
+  }
+
+
+def _count_correct(search: Search, state, batch) -> jax.Array:
+  """Number of correct answers of the supernet without noise; i32[]."""
+  problem = search.problem
+  image = pipeline.normalize(
+    batch['image'],
+    search.train.mean,
+    search.train.std,
+    problem.network.context.dtype,
+  )
+  gates = relax.evaluation_gates(
+    problem.relaxation, state.alphas, problem.temperature(state.step)
+  )
+  return network_lib.count_correct(
+    problem.network,
+    {'params': state.params, 'batch_stats': state.batch_stats},
+    image,
+    batch,
+    gates,
+  )
+
+
+def _as_dtype(state, problem: update_lib.Problem):
+  """Casts the state to float64 if the network computes in it."""
+  if problem.network.context.dtype != jnp.float64:
+    return state
+  return jax.tree.map(
+    lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, state
+  )
+
+
+def finish(
+  search: Search, path: epath.Path, state, val_accuracy: float
+) -> Genotype:
+  """Derives the genotype and writes what a user wants to see.
+
+  `genotype.json` is written last: its presence says that the run is finished.
+  """
+  alphas = {g: np.asarray(a) for g, a in state.alphas.items()}
+  genotype = discretize.derive(search.specs.search, alphas)
+  groups = search.specs.search.groups()
+  rows = metrics_lib.read(path)
+  record = summary.search_record(search, genotype, state, val_accuracy, rows)
+  if jax.process_index() == 0:
+    plots.plot_search(
+      rows,
+      {g: np.array([r[f'gates/{g}'] for r in rows]) for g in groups},
+      {g: s.ops for g, s in groups.items()},
+      {g: s.edges for g, s in groups.items()},
+      [r['step'] for r in rows],
+      path / 'search.png',
+      summary.title(record),
+    )
+    workdir_lib.write_json_atomic(path / GENOTYPE, record)
+  return genotype

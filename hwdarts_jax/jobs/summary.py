@@ -1,0 +1,203 @@
+"""What a finished run says: the record on disk and the text on the screen."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from etils import epath
+import jax
+import numpy as np
+
+from hwdarts_jax import spaces
+from hwdarts_jax.jobs import common
+from hwdarts_jax.spaces import discretize
+from hwdarts_jax.spaces.spec import Genotype, NetworkSpec
+
+_SAMPLES = 1000  # random architectures that the found one is compared with
+
+
+def search_record(
+  search,
+  genotype: Genotype,
+  state,
+  val_accuracy: float,
+  rows: list[dict[str, Any]],
+) -> dict[str, Any]:
+  """The content of genotype.json; every figure stands under its spec."""
+  deploy = search.specs.deploy
+  config, latency = search.config, search.latency
+  predicted_ms = latency.of(deploy, genotype)
+  random_ms = _random_ms(search, deploy)
+  return {
+    'space': genotype.space,
+    'genotype': genotype.to_dict(),
+    'text': spaces.to_text(genotype),
+    'seed': config.seed,
+    'deploy': {
+      'spec': config.space.deploy.to_dict(),
+      'spec_hash': deploy.spec_hash(),
+      'device': latency.table.device,
+      'latency_table': config.latency.table,
+      'latency_table_hash': latency.table.table_hash(),
+      'predicted_ms': predicted_ms,
+      'expected_ms_at_start': float(rows[0]['expected_ms']),
+      'expected_ms_at_end': float(rows[-1]['expected_ms']),
+      'slower_random_percent': float(100 * (random_ms > predicted_ms).mean()),
+      'random_ms': {
+        f'p{q}': float(np.percentile(random_ms, q)) for q in (0, 5, 50, 95, 100)
+      },
+      'predictor': latency.card,
+      **common.costs(deploy, genotype),
+    },
+    'search': {
+      'spec': config.space.search.to_dict(),
+      'spec_hash': search.specs.search.spec_hash(),
+      'data': config.data.name,
+      'num_steps': config.search.num_steps,
+      'supernet_val_accuracy': val_accuracy,
+      'val_loss': float(rows[-1]['val_loss']),
+      'gate_entropy': float(rows[-1]['gate_entropy']),
+      'objective': config.objective.name,
+      'multiplier': float(state.multiplier),
+      'reference_ms': search.problem.reference_ms,
+    },
+  }
+
+
+def _random_ms(search, deploy: NetworkSpec) -> np.ndarray:
+  """Predicted ms f[N] of architectures derived from random alphas."""
+  rng = np.random.default_rng(0)
+  gates: dict[str, list[np.ndarray]] = {g: [] for g in deploy.groups()}
+  for _ in range(_SAMPLES):
+    alphas = {g: rng.normal(size=s.shape) for g, s in deploy.groups().items()}
+    one_hot = discretize.one_hot(deploy, discretize.derive(deploy, alphas))
+    for name, value in one_hot.items():
+      gates[name].append(value)
+  stacked = {g: np.stack(v) for g, v in gates.items()}
+  return np.asarray(jax.jit(search.latency.predict)(stacked))
+
+
+def retrain_record(training, accuracy: dict[str, float]) -> dict[str, Any]:
+  """The content of retrain.json; every figure stands under its spec."""
+  config, deploy = training.config, training.specs.deploy
+  role = config.retrain.spec
+  latency = common.make_latency_model(config.latency.to_dict(), deploy)
+  trained = getattr(training.specs, role)
+  return {
+    'space': training.genotype.space,
+    'genotype': training.genotype.to_dict(),
+    'text': spaces.to_text(training.genotype),
+    'seed': config.seed,
+    'trained': {
+      'role': role,
+      'spec': config.space[role].to_dict(),
+      'spec_hash': trained.spec_hash(),
+      'data': config.data.name,
+      'num_epochs': config.retrain.num_epochs,
+      'inherited': config.retrain.inherit,
+      **common.costs(trained, training.genotype),
+      **accuracy,
+    },
+    'deploy': {
+      'spec': config.space.deploy.to_dict(),
+      'spec_hash': deploy.spec_hash(),
+      'device': latency.table.device,
+      'latency_table_hash': latency.table.table_hash(),
+      'predicted_ms': latency.of(deploy, training.genotype),
+      **common.costs(deploy, training.genotype),
+    },
+  }
+
+
+def of_retrain(path: epath.Path) -> str:
+  """The summary of a finished training, read from its workdir."""
+  record = json.loads((path / 'retrain.json').read_text())
+  deploy, trained = record['deploy'], record['trained']
+  start = 'inherited params' if trained['inherited'] else 'scratch'
+  return '\n'.join(
+    [
+      '',
+      f'Trained from {start} ({record["space"]}, seed {record["seed"]}):',
+      f'  {record["text"]}',
+      f'As trained ({trained["role"]} spec: {_settings(trained["spec"])}), '
+      f'{trained["num_epochs"]} epochs on {trained["data"]}:',
+      f'  test accuracy      {100 * trained["test_accuracy"]:.2f} %, '
+      f'{100 * trained["test_accuracy_of_average"]:.2f} % with averaged params',
+      f'  MACs               {trained["macs"] / 1e6:.2f} M',
+      f'  parameters         {trained["params"] / 1e6:.4f} M',
+      f'As deployed ({_settings(deploy["spec"])}), on {deploy["device"]}:',
+      f'  predicted latency  {deploy["predicted_ms"]:.2f} ms',
+      f'  MACs               {deploy["macs"] / 1e6:.2f} M',
+      f'  parameters         {deploy["params"] / 1e6:.4f} M',
+      f'Everything is in {path}: retrain.json, retrain.png, metrics.jsonl, '
+      'tensorboard/, checkpoints/, config.json',
+    ]
+  )
+
+
+def title(record: dict[str, Any]) -> str:
+  """One line for the picture."""
+  deploy = record['deploy']
+  return (
+    f'{record["space"]} for {deploy["device"]}: '
+    f'{deploy["predicted_ms"]:.2f} ms predicted, '
+    f'{deploy["macs"] / 1e6:.1f} M MACs, '
+    f'{deploy["params"] / 1e6:.3f} M params'
+  )
+
+
+def of_search(path: epath.Path) -> str:
+  """The summary of a finished search, read from its workdir."""
+  record = json.loads((path / 'genotype.json').read_text())
+  deploy, search = record['deploy'], record['search']
+  held_out = deploy['predictor']['held_out']
+  error = (
+    'no whole network was measured'
+    if held_out is None
+    else f'held-out error {held_out["mape_percent"]:.1f} % mean, '
+    f'{held_out["within_10_percent"]:.1f} % within 10 %'
+  )
+  spec = _settings(deploy['spec'])
+  return '\n'.join(
+    [
+      '',
+      f'Architecture found ({record["space"]}, seed {record["seed"]}):',
+      f'  {record["text"]}',
+      f'As deployed ({spec}), on {deploy["device"]}:',
+      f'  predicted latency  {deploy["predicted_ms"]:.2f} ms ({error})',
+      f'  MACs               {deploy["macs"] / 1e6:.2f} M',
+      f'  parameters         {deploy["params"] / 1e6:.4f} M',
+      f'As searched ({_settings(search["spec"])}), on {search["data"]}:',
+      f'  supernet accuracy  {100 * search["supernet_val_accuracy"]:.1f} % on the '
+      'validation half',
+      'What was traded:',
+      f'  objective = validation loss {search["val_loss"]:.3f} + latency cost, '
+      f'{search["objective"]} with multiplier {search["multiplier"]:g} '
+      f'(reference {search["reference_ms"]:.2f} ms)',
+      f'  expected latency of the mixture went from '
+      f'{deploy["expected_ms_at_start"]:.2f} to '
+      f'{deploy["expected_ms_at_end"]:.2f} ms, gate entropy ends at '
+      f'{search["gate_entropy"]:.2f} nats',
+      f'  {deploy["slower_random_percent"]:.0f} % of random architectures are '
+      f'slower; they span {deploy["random_ms"]["p5"]:.2f} to '
+      f'{deploy["random_ms"]["p95"]:.2f} ms (5th to 95th percentile)',
+      f'Everything is in {path}: genotype.json, search.png, metrics.jsonl, '
+      'tensorboard/, checkpoints/, config.json',
+      'Next, train it:',
+      f'  {_retrain_command(path)}',
+    ]
+  )
+
+
+def _settings(spec: dict[str, Any]) -> str:
+  return ', '.join(f'{k} {v}' for k, v in spec.items())
+
+
+def _retrain_command(path: epath.Path) -> str:
+  """The command that trains the genotype of a search, with its config."""
+  config = json.loads((path / 'config.json').read_text())['config']
+  return (
+    f'python -m hwdarts_jax.main --config={config["source"]} '
+    f'--config.job=retrain --config.retrain.search_workdir={path}'
+  )

@@ -1,0 +1,120 @@
+"""Entry point: ``python -m hwdarts_jax.main --config=configs/pixel4.py``.
+
+Runs the job named by `config.job`. What a user can mend ends in one message
+and exit code 2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import pathlib
+import pkgutil
+import re
+import sys
+
+from absl import app, flags, logging
+import jax
+from ml_collections import config_flags
+
+from hwdarts_jax import jobs
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config',
+  None,
+  'Path of a config, with an optional argument after a colon: '
+  'configs/pixel4.py:dataset=cifar10. Fields are set by --config.x.y=value.',
+  lock_config=True,
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir',
+  '',
+  'Folder of the run; the same folder resumes. By default a folder in runs/ '
+  'named after the config, the job and a hash of the settings.',
+)
+flags.DEFINE_bool(
+  'multihost',
+  False,
+  'Connect the processes of a pod or cluster (jax.distributed.initialize).',
+)
+
+_NOT_JOBS = ('common', 'loop', 'summary')
+_CACHE = '~/.cache/hwdarts_jax/xla'
+
+
+def job_names() -> list[str]:
+  """Names of all jobs: the modules of `hwdarts_jax.jobs` that have `run`."""
+  found = (m.name for m in pkgutil.iter_modules(jobs.__path__))
+  return sorted(n for n in found if n not in _NOT_JOBS)
+
+
+def default_workdir(config) -> str:
+  """A folder that belongs to exactly these settings."""
+  stem = pathlib.Path(config.source.split(':')[0]).stem
+  text = json.dumps(config.to_dict(), sort_keys=True)
+  digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+  return f'runs/{stem}-{config.job}-{digest}'
+
+
+def main(argv: list[str]) -> None:
+  """Runs the job."""
+  if len(argv) > 1:
+    raise ValueError(
+      f'unknown arguments {argv[1:]}; settings are given as '
+      '--config.name=value.'
+    )
+  config = _CONFIG.value
+  if config is None:
+    raise ValueError(
+      '--config is missing; for example --config=configs/pixel4.py.'
+    )
+  if config.job not in job_names():
+    raise ValueError(f'config.job is {config.job!r}; known are {job_names()}.')
+  if flags.FLAGS.multihost:
+    jax.distributed.initialize()
+  jax.config.update(
+    'jax_compilation_cache_dir', str(pathlib.Path(_CACHE).expanduser())
+  )
+  workdir = _WORKDIR.value or default_workdir(config)
+  job = importlib.import_module(f'hwdarts_jax.jobs.{config.job}')
+  job.run(config, workdir)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+  """Parses flags; errors in a config get the same form as all others."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (
+    ValueError,
+    AttributeError,
+    KeyError,
+    TypeError,
+    OSError,
+    ImportError,
+  ) as e:
+    _fail(e)
+    raise AssertionError('unreachable') from e
+
+
+def _fail(error: BaseException) -> None:
+  """Prints one message and exits with code 2."""
+  # absl and ml_collections wrap messages; KeyError quotes them.
+  text = error.args[0] if isinstance(error, KeyError) and error.args else error
+  text = re.sub(r'\s*\n\s*', '\n', str(text)).strip()
+  print(f'\nError: {text}', file=sys.stderr)
+  logging.debug('', exc_info=error)
+  sys.exit(2)
+
+
+def _run(argv: list[str]) -> None:
+  try:
+    main(argv)
+  except (ValueError, OSError) as e:
+    if flags.FLAGS.verbosity > 0:  # --verbosity=1 shows where it came from
+      raise
+    _fail(e)
+
+
+if __name__ == '__main__':
+  app.run(_run, flags_parser=_parse_flags)
