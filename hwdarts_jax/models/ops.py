@@ -374,10 +374,7 @@ class AvgPool(_Pool):
 
   @nn.compact
   def __call__(self, x, train):
-    y = nn.avg_pool(
-      x, (3, 3), (self.stride, self.stride), _same(3), count_include_pad=False
-    )
-    return self.finish(y, train)
+    return self.finish(_average(x, 3, self.stride, _same(3)), train)
 
 
 @register('max_pool_3x3')
@@ -413,9 +410,7 @@ class ResidualBlock(Op):
     if self.stride > 1:
       # 2x2 windows; a last odd row or column is averaged over what it has.
       pads = tuple((0, -n % self.stride) for n in x.shape[1:3])
-      x = nn.avg_pool(
-        x, (self.stride,) * 2, (self.stride,) * 2, pads, count_include_pad=False
-      )
+      x = _average(x, self.stride, self.stride, pads)
     return y + self.conv(1)(x)
 
 
@@ -448,6 +443,15 @@ class Dense(Op):
       dtype=self.context.dtype,
       param_dtype=_param_dtype(self.context.dtype),
     )(x)
+
+
+def _average(x: jax.Array, window: int, stride: int, pads: Any) -> jax.Array:
+  """Average pooling that does not count padding, in the type of `x`."""
+  y = nn.avg_pool(
+    x, (window,) * 2, (stride,) * 2, pads, count_include_pad=False
+  )
+  # The counts of Flax are float32.
+  return y.astype(x.dtype)
 
 
 def _param_dtype(dtype: Any) -> Any:
