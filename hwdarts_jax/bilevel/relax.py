@@ -2,7 +2,8 @@
 
 Every relaxation is a pure function ``f(alphas, temperature, rng) -> gates`` of
 one group, f[E, O] to f[E, O]; deterministic ones ignore the rng. Add one by
-writing the function and entering it in `RELAXATIONS`.
+writing the function and entering it in `RELAXATIONS`, and the distribution
+that it stands for in `_DISTRIBUTIONS`.
 
 Gates multiply the outputs of ops. `probabilities` is another thing: the
 distribution over architectures that the alphas stand for, under which latency
@@ -16,25 +17,25 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-Relaxation = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+Temperature = jax.Array | float
+Relaxation = Callable[[jax.Array, Temperature, jax.Array], jax.Array]
+Distribution = Callable[[jax.Array, Temperature], jax.Array]
 
 
 def softmax(alphas, temperature, rng):
-  """softmax(alphas / temperature): DARTS, equation 2."""
+  """The softmax of alphas / temperature: DARTS, equation 2."""
   del rng
   return jax.nn.softmax(alphas / temperature, axis=-1)
 
 
 def gumbel_softmax(alphas, temperature, rng):
   """A sample of the concrete distribution (Jang et al. 2017, equation 2)."""
-  noise = jax.random.gumbel(rng, alphas.shape, alphas.dtype)
-  return jax.nn.softmax((alphas + noise) / temperature, axis=-1)
+  return softmax(_with_noise(alphas, rng), temperature, rng)
 
 
 def straight_through(alphas, temperature, rng):
   """One-hot of the strongest op; the gradient is that of `softmax`."""
-  soft = softmax(alphas, temperature, rng)
-  return _hard(soft)
+  return _hard(alphas, softmax(alphas, temperature, rng))
 
 
 def sampled(alphas, temperature, rng):
@@ -43,7 +44,8 @@ def sampled(alphas, temperature, rng):
   GDAS (Dong & Yang 2019), equations 5 and 6. The sample does not depend on the
   temperature, only its gradient does.
   """
-  return _hard(gumbel_softmax(alphas, temperature, rng))
+  noisy = _with_noise(alphas, rng)
+  return _hard(noisy, softmax(noisy, temperature, rng))
 
 
 def sigmoid(alphas, temperature, rng):
@@ -53,14 +55,17 @@ def sigmoid(alphas, temperature, rng):
 
 
 RELAXATIONS: dict[str, Relaxation] = {
-    f.__name__: f
-    for f in (softmax, gumbel_softmax, straight_through, sampled, sigmoid)
+  f.__name__: f
+  for f in (softmax, gumbel_softmax, straight_through, sampled, sigmoid)
 }
 
 
-def gates(name: str, alphas: Mapping[str, jax.Array],
-          temperature: jax.Array | float,
-          rng: jax.Array) -> dict[str, jax.Array]:
+def gates(
+  name: str,
+  alphas: Mapping[str, jax.Array],
+  temperature: Temperature,
+  rng: jax.Array,
+) -> dict[str, jax.Array]:
   """Relaxes all groups, each with its own random numbers.
 
   Args:
@@ -75,16 +80,17 @@ def gates(name: str, alphas: Mapping[str, jax.Array],
   Raises:
     ValueError: there is no such relaxation.
   """
-  if name not in RELAXATIONS:
-    raise ValueError(f'relaxation.name is {name!r}; known are '
-                     f'{sorted(RELAXATIONS)}.')
+  _check(name)
   relax = RELAXATIONS[name]
-  return {g: relax(alphas[g], temperature, jax.random.fold_in(rng, i))
-          for i, g in enumerate(sorted(alphas))}
+  return {
+    g: relax(alphas[g], temperature, jax.random.fold_in(rng, i))
+    for i, g in enumerate(sorted(alphas))
+  }
 
 
-def probabilities(name: str, alphas: Mapping[str, jax.Array],
-                  temperature: jax.Array | float) -> dict[str, jax.Array]:
+def probabilities(
+  name: str, alphas: Mapping[str, jax.Array], temperature: Temperature
+) -> dict[str, jax.Array]:
   """The distribution over ops that the alphas stand for, without noise.
 
   For the sampling relaxations this is exact: the strongest of alphas plus
@@ -98,20 +104,63 @@ def probabilities(name: str, alphas: Mapping[str, jax.Array],
 
   Returns:
     For each group f[E, O] whose rows sum to one.
+
+  Raises:
+    ValueError: there is no such relaxation.
   """
-  def one(a):
-    if name in ('gumbel_softmax', 'sampled'):
-      return jax.nn.softmax(a, axis=-1)
-    if name == 'sigmoid':
-      s = jax.nn.sigmoid(a / temperature)
-      return s / s.sum(-1, keepdims=True)
-    return jax.nn.softmax(a / temperature, axis=-1)
-
-  return {g: one(a) for g, a in alphas.items()}
+  _check(name)
+  return {g: _DISTRIBUTIONS[name](a, temperature) for g, a in alphas.items()}
 
 
-def temperature_at(progress: jax.Array | float, start: float,
-                   end: float) -> jax.Array:
+def _softened(alphas, temperature):
+  return jax.nn.softmax(alphas / temperature, axis=-1)
+
+
+def _of_samples(alphas, temperature):
+  del temperature
+  return jax.nn.softmax(alphas, axis=-1)
+
+
+def _normalized_sigmoid(alphas, temperature):
+  # The softmax of log sigmoids: rows of vanishing gates do not become 0 / 0.
+  return jax.nn.softmax(jax.nn.log_sigmoid(alphas / temperature), axis=-1)
+
+
+# The distribution that each relaxation stands for.
+_DISTRIBUTIONS: dict[str, Distribution] = {
+  'softmax': _softened,
+  'gumbel_softmax': _of_samples,
+  'straight_through': _softened,
+  'sampled': _of_samples,
+  'sigmoid': _normalized_sigmoid,
+}
+
+
+def evaluation_gates(
+  name: str, alphas: Mapping[str, jax.Array], temperature: jax.Array | float
+) -> dict[str, jax.Array]:
+  """Gates without noise, for evaluating the supernet.
+
+  Relaxations that run one op at a time are evaluated at the strongest op.
+
+  Args:
+    name: a key of `RELAXATIONS`.
+    alphas: for each group f[E, O].
+    temperature: positive.
+
+  Returns:
+    For each group f[E, O].
+  """
+  relaxation = {'gumbel_softmax': softmax, 'sampled': straight_through}.get(
+    name, RELAXATIONS[name]
+  )
+  unused = jax.random.key(0)
+  return {g: relaxation(a, temperature, unused) for g, a in alphas.items()}
+
+
+def temperature_at(
+  progress: jax.Array | float, start: float, end: float
+) -> jax.Array:
   """Exponential schedule from `start` to `end` as `progress` goes 0 to 1."""
   return jnp.asarray(start) * (end / start) ** progress
 
@@ -122,7 +171,23 @@ def entropy(probs: Mapping[str, jax.Array]) -> jax.Array:
   return jnp.concatenate(rows).mean()
 
 
-def _hard(soft: jax.Array) -> jax.Array:
-  """One-hot of the largest entry forward, identity backward."""
-  one_hot = jax.nn.one_hot(soft.argmax(-1), soft.shape[-1], dtype=soft.dtype)
-  return soft + jax.lax.stop_gradient(one_hot - soft)
+def _with_noise(alphas: jax.Array, rng: jax.Array) -> jax.Array:
+  """Alphas whose strongest entry is a sample of softmax(alphas)."""
+  return alphas + jax.random.gumbel(rng, alphas.shape, alphas.dtype)
+
+
+def _hard(logits: jax.Array, soft: jax.Array) -> jax.Array:
+  """One-hot of the largest logit, to the bit; the gradient is that of `soft`.
+
+  The choice reads the logits, since a softmax at a high temperature rounds
+  close ones to a tie. What is added to it is zero exactly.
+  """
+  one_hot = jax.nn.one_hot(logits.argmax(-1), soft.shape[-1], dtype=soft.dtype)
+  return one_hot + (soft - jax.lax.stop_gradient(soft))
+
+
+def _check(name: str) -> None:
+  if name not in RELAXATIONS:
+    raise ValueError(
+      f'relaxation.name is {name!r}; known are {sorted(RELAXATIONS)}.'
+    )
