@@ -25,15 +25,25 @@ Loss = Callable[[Tree, Tree], jax.Array]
 InnerStep = Callable[[Tree, Tree], Tree]
 
 
-def first_order(train_loss: Loss, val_loss: Loss, inner_step: InnerStep,
-                params: Tree, alphas: Tree) -> Tree:
+def first_order(
+  train_loss: Loss,
+  val_loss: Loss,
+  inner_step: InnerStep,
+  params: Tree,
+  alphas: Tree,
+) -> Tree:
   """The gradient at the current params: DARTS with inner_lr = 0."""
   del train_loss, inner_step
   return jax.grad(val_loss, 1)(params, alphas)
 
 
-def lookahead(train_loss: Loss, val_loss: Loss, inner_step: InnerStep,
-              params: Tree, alphas: Tree) -> Tree:
+def lookahead(
+  train_loss: Loss,
+  val_loss: Loss,
+  inner_step: InnerStep,
+  params: Tree,
+  alphas: Tree,
+) -> Tree:
   """The validation gradient at the stepped params, without the Hessian term.
 
   The first term of DARTS, equation 7.
@@ -42,9 +52,15 @@ def lookahead(train_loss: Loss, val_loss: Loss, inner_step: InnerStep,
   return jax.grad(val_loss, 1)(stepped, alphas)
 
 
-def unrolled(train_loss: Loss, val_loss: Loss, inner_step: InnerStep,
-             params: Tree, alphas: Tree) -> Tree:
+def unrolled(
+  train_loss: Loss,
+  val_loss: Loss,
+  inner_step: InnerStep,
+  params: Tree,
+  alphas: Tree,
+) -> Tree:
   """The exact gradient through one inner step: DARTS, equation 6."""
+
   def outer(alphas):
     stepped = inner_step(params, jax.grad(train_loss)(params, alphas))
     return val_loss(stepped, alphas)
@@ -52,9 +68,16 @@ def unrolled(train_loss: Loss, val_loss: Loss, inner_step: InnerStep,
   return jax.grad(outer)(alphas)
 
 
-def finite_difference(train_loss: Loss, val_loss: Loss, inner_step: InnerStep,
-                      params: Tree, alphas: Tree, *, inner_lr: float,
-                      epsilon: float = 0.01) -> Tree:
+def finite_difference(
+  train_loss: Loss,
+  val_loss: Loss,
+  inner_step: InnerStep,
+  params: Tree,
+  alphas: Tree,
+  *,
+  inner_lr: float,
+  epsilon: float = 0.01,
+) -> Tree:
   """DARTS, equations 7 and 8: the Hessian term by a central difference.
 
   For parity with the paper and for comparison only: networks with ReLU or max
@@ -78,16 +101,29 @@ def finite_difference(train_loss: Loss, val_loss: Loss, inner_step: InnerStep,
   stepped = inner_step(params, jax.grad(train_loss)(params, alphas))
   vector, direct = jax.grad(val_loss, (0, 1))(stepped, alphas)
   length = epsilon / jnp.maximum(optax.tree.norm(vector), 1e-12)
-  at = lambda sign: jax.grad(train_loss, 1)(
-      jax.tree.map(lambda p, v: p + sign * length * v, params, vector), alphas)
+
+  def at(sign):
+    moved = jax.tree.map(lambda p, v: p + sign * length * v, params, vector)
+    return jax.grad(train_loss, 1)(moved, alphas)
+
   return jax.tree.map(
-      lambda d, plus, minus: d - inner_lr * (plus - minus) / (2 * length),
-      direct, at(1.), at(-1.))
+    lambda d, plus, minus: d - inner_lr * (plus - minus) / (2 * length),
+    direct,
+    at(1.0),
+    at(-1.0),
+  )
 
 
-def neumann(train_loss: Loss, val_loss: Loss, inner_step: InnerStep,
-            params: Tree, alphas: Tree, *, inner_lr: float,
-            num_terms: int = 3) -> Tree:
+def neumann(
+  train_loss: Loss,
+  val_loss: Loss,
+  inner_step: InnerStep,
+  params: Tree,
+  alphas: Tree,
+  *,
+  inner_lr: float,
+  num_terms: int = 3,
+) -> Tree:
   """The implicit gradient with the inverse Hessian as a Neumann series.
 
   Lorraine, Vicol & Duvenaud 2020, algorithm 3. At an optimum of the train loss
@@ -108,12 +144,13 @@ def neumann(train_loss: Loss, val_loss: Loss, inner_step: InnerStep,
   """
   del inner_step
   vector, direct = jax.grad(val_loss, (0, 1))(params, alphas)
-  grad_train = lambda p, a: jax.grad(train_loss)(p, a)
+  grad_train = jax.grad(train_loss)
   _, hessian_vector = jax.linearize(lambda p: grad_train(p, alphas), params)
   total = vector
   for _ in range(num_terms):
-    vector = jax.tree.map(lambda v, hv: v - inner_lr * hv, vector,
-                          hessian_vector(vector))
+    vector = jax.tree.map(
+      lambda v, hv: v - inner_lr * hv, vector, hessian_vector(vector)
+    )
     total = jax.tree.map(jnp.add, total, vector)
   _, mixed = jax.vjp(lambda a: grad_train(params, a), alphas)
   (indirect,) = mixed(total)
@@ -121,8 +158,8 @@ def neumann(train_loss: Loss, val_loss: Loss, inner_step: InnerStep,
 
 
 HYPERGRADS: dict[str, Callable[..., Tree]] = {
-    f.__name__: f
-    for f in (first_order, lookahead, unrolled, finite_difference, neumann)
+  f.__name__: f
+  for f in (first_order, lookahead, unrolled, finite_difference, neumann)
 }
 # Estimators that evaluate the validation loss after the inner step.
 AT_STEPPED_PARAMS = frozenset({'lookahead', 'unrolled', 'finite_difference'})
@@ -137,6 +174,7 @@ def get(name: str) -> Callable[..., Tree]:
     ValueError: there is none; the message lists the known ones.
   """
   if name not in HYPERGRADS:
-    raise ValueError(f'hypergrad.name is {name!r}; known are '
-                     f'{sorted(HYPERGRADS)}.')
+    raise ValueError(
+      f'hypergrad.name is {name!r}; known are {sorted(HYPERGRADS)}.'
+    )
   return HYPERGRADS[name]

@@ -38,7 +38,7 @@ def log_relative(task_loss, cost, multiplier, reference):
 
 
 OBJECTIVES: dict[str, Objective] = {
-    f.__name__: f for f in (additive, relative, log_relative)
+  f.__name__: f for f in (additive, relative, log_relative)
 }
 
 
@@ -49,6 +49,7 @@ def get(name: str) -> Objective:
     ValueError: there is none; the message lists the known ones.
   """
   if name not in OBJECTIVES:
-    raise ValueError(f'objective.name is {name!r}; known are '
-                     f'{sorted(OBJECTIVES)}.')
+    raise ValueError(
+      f'objective.name is {name!r}; known are {sorted(OBJECTIVES)}.'
+    )
   return OBJECTIVES[name]
