@@ -72,7 +72,7 @@ def _inclusion(strengths: list[jax.Array], count: int) -> list[jax.Array]:
   # The result is that of any unit; in this one, no product is far from 1.
   unit = jax.lax.stop_gradient(jnp.where(largest > 0, largest, 1))
   # The square of e_count, which is at least floor^(count - 1), stays a float32.
-  floor = 10.0 ** (-18 / max(count - 1, 1))
+  floor = jnp.where(largest > 0, 10.0 ** (-18 / max(count - 1, 1)), 1)
   s = [strength / unit + floor for strength in strengths]
   if count == len(s):
     return [1 / (unit * value) for value in s]
