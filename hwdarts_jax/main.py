@@ -64,6 +64,8 @@ def main(argv: list[str]) -> None:
       f'unknown arguments {argv[1:]}; settings are given as '
       '--config.name=value.'
     )
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.WARNING)  # libraries tell much at INFO
   config = _CONFIG.value
   if config is None:
     raise ValueError(
@@ -82,36 +84,55 @@ def main(argv: list[str]) -> None:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-  """Parses flags; errors in a config get the same form as all others."""
+  """Parses flags; errors get the same form as all others."""
   try:
-    return app.parse_flags_with_usage(argv)
-  except (
-    ValueError,
-    AttributeError,
-    KeyError,
-    TypeError,
-    OSError,
-    ImportError,
-  ) as e:
+    _check_config_file(argv)
+    return flags.FLAGS(argv)
+  except (flags.Error, ValueError, AttributeError, KeyError, TypeError) as e:
     _fail(e)
     raise AssertionError('unreachable') from e
 
 
+def _check_config_file(argv: list[str]) -> None:
+  """Raises ValueError if --config names no file."""
+  for previous, arg in zip(['', *argv], argv, strict=False):
+    match = re.fullmatch(r'--?config=([^:]*)(:.*)?', arg)
+    if previous in ('--config', '-config'):
+      match = re.fullmatch(r'([^:]*)(:.*)?', arg)
+    if match and not pathlib.Path(match[1]).is_file():
+      here = sorted(str(p) for p in pathlib.Path('configs').glob('*.py'))
+      raise ValueError(
+        f'--config names {match[1]!r}, which is not a file; here are {here}.'
+      )
+
+
 def _fail(error: BaseException) -> None:
   """Prints one message and exits with code 2."""
-  # absl and ml_collections wrap messages; KeyError quotes them.
-  text = error.args[0] if isinstance(error, KeyError) and error.args else error
-  text = re.sub(r'\s*\n\s*', '\n', str(text)).strip()
-  print(f'\nError: {text}', file=sys.stderr)
+  print(f'\nError: {_message(error)}', file=sys.stderr)
   logging.debug('', exc_info=error)
   sys.exit(2)
+
+
+def _message(error: BaseException) -> str:
+  """The message without what absl and ml_collections wrap around it."""
+  text = str(error)
+  # A config that fails to load comes with the text of its traceback.
+  raised = re.findall(r'^ *[A-Za-z]*Error: (.*)', text, re.M)
+  if 'Traceback' in text and raised:
+    return raised[-1]
+  if isinstance(error, KeyError | AttributeError):
+    name = re.search(r'\w+', text)
+    meant = re.search(r'Did you mean "(\w+)"', text)
+    hint = f'; did you mean {meant[1]!r}?' if meant else '.'
+    return f'the config has no field {name[0] if name else text!r}{hint}'
+  return re.sub(r'\s*\n(\s*)', r'\n\1', text).strip()
 
 
 def _run(argv: list[str]) -> None:
   try:
     main(argv)
   except (ValueError, OSError) as e:
-    if flags.FLAGS.verbosity > 0:  # --verbosity=1 shows where it came from
+    if logging.get_verbosity() >= logging.DEBUG:  # --verbosity=1: the traceback
       raise
     _fail(e)
 

@@ -27,7 +27,6 @@ from hwdarts_jax.models import network as network_lib
 from hwdarts_jax.runtime import metrics as metrics_lib
 from hwdarts_jax.runtime import optimizers, plots, sharding
 from hwdarts_jax.runtime import workdir as workdir_lib
-from hwdarts_jax.spaces import discretize
 from hwdarts_jax.spaces.spec import Genotype
 
 GENOTYPE = 'genotype.json'
@@ -310,8 +309,10 @@ def finish(
 
   `genotype.json` is written last: its presence says that the run is finished.
   """
-  alphas = {g: np.asarray(a) for g, a in state.alphas.items()}
-  genotype = discretize.derive(search.specs.search, alphas)
+  probs = search.problem.probabilities(state)
+  genotype = common.most_probable(
+    search.specs.search, {g: np.asarray(p) for g, p in probs.items()}
+  )
   groups = search.specs.search.groups()
   rows = metrics_lib.read(path)
   record = summary.search_record(search, genotype, state, val_accuracy, rows)

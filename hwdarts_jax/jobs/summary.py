@@ -159,6 +159,7 @@ def of_search(path: epath.Path) -> str:
     f'{held_out["within_10_percent"]:.1f} % within 10 %'
   )
   spec = _settings(deploy['spec'])
+  accuracy = f'{100 * search["supernet_val_accuracy"]:.1f} %'
   return '\n'.join(
     [
       '',
@@ -169,8 +170,7 @@ def of_search(path: epath.Path) -> str:
       f'  MACs               {deploy["macs"] / 1e6:.2f} M',
       f'  parameters         {deploy["params"] / 1e6:.4f} M',
       f'As searched ({_settings(search["spec"])}), on {search["data"]}:',
-      f'  supernet accuracy  {100 * search["supernet_val_accuracy"]:.1f} % on the '
-      'validation half',
+      f'  supernet accuracy  {accuracy} on the validation half',
       'What was traded:',
       f'  objective = validation loss {search["val_loss"]:.3f} + latency cost, '
       f'{search["objective"]} with multiplier {search["multiplier"]:g} '

@@ -1,0 +1,17 @@
+"""Search for a Samsung Exynos NPU, by a stand-in.
+
+    python -m hwdarts_jax.main --config=configs/exynos_npu.py
+
+No latency of an Exynos NPU over NAS-Bench-201 is public. The table is that of
+another phone's accelerator, the Hexagon 690 of a Snapdragon 855 in int8, and is
+reported under that name. Measure your own and set --config.latency.table.
+"""
+
+from configs import common
+
+
+def get_config(arg=None):
+  """Returns the config; `arg` is space=..., dataset=..., runlocal."""
+  return common.search_config(
+    'configs/exynos_npu.py', 'snapdragon855_hexagon690_int8', arg
+  )

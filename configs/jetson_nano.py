@@ -1,0 +1,13 @@
+"""Search for the Jetson Nano's GPU in fp16.
+
+python -m hwdarts_jax.main --config=configs/jetson_nano.py
+"""
+
+from configs import common
+
+
+def get_config(arg=None):
+  """Returns the config; `arg` is space=..., dataset=..., runlocal."""
+  return common.search_config(
+    'configs/jetson_nano.py', 'jetson_nano_gpu_fp16', arg
+  )

@@ -1,0 +1,13 @@
+"""Search for the Raspberry Pi 4's CPU.
+
+python -m hwdarts_jax.main --config=configs/raspberry_pi4.py
+"""
+
+from configs import common
+
+
+def get_config(arg=None):
+  """Returns the config; `arg` is space=..., dataset=..., runlocal."""
+  return common.search_config(
+    'configs/raspberry_pi4.py', 'raspberry_pi4_cpu', arg
+  )
