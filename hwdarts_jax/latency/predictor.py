@@ -291,7 +291,8 @@ class _Data:
     fixed, per_op = self._costs(rows, unit)
     rest = self._ms[rows] - _prior_ms(fixed, per_op, _take(self._paid, rows))
     x, y = self._features[rows] * unit[:, None], rest * unit
-    range_ms = float(self._ms.min()), float(self._ms.max())
+    seen_ms = self._ms[rows]
+    range_ms = float(seen_ms.min()), float(seen_ms.max())
     return {
       penalty: _Corner(
         self._spec, self._semantics, fixed, per_op, weights, range_ms
