@@ -163,6 +163,8 @@ HYPERGRADS: dict[str, Callable[..., Tree]] = {
 }
 # Estimators that evaluate the validation loss after the inner step.
 AT_STEPPED_PARAMS = frozenset({'lookahead', 'unrolled', 'finite_difference'})
+# Estimators that differentiate the train gradient, at the current params only.
+DIFFERENTIATE_INNER = frozenset({'unrolled'})
 # Estimators that need to be told the learning rate of the inner step.
 NEEDS_INNER_LR = frozenset({'finite_difference', 'neumann'})
 

@@ -7,15 +7,17 @@ One step takes a train and a validation batch. Both levels read the same state:
 
 The levels are simultaneous (DARTS, algorithm 1, updates alphas first), so that
 estimators that look through the inner step share its gradient: the compiler
-finds the same expression twice. `inner_update` changes nothing but params,
-their optimizer and the batch statistics, `outer_update` nothing but alphas and
-their optimizer.
+finds the same expression twice. It does not where the gradient is itself
+differentiated; there `bilevel_update` shares it by hand. `inner_update`
+changes nothing but params, their optimizer and the batch statistics,
+`outer_update` nothing but alphas and their optimizer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 from typing import Any
 
 from flax import struct
@@ -203,7 +205,7 @@ def inner_update(
     params_opt=params_opt,
     batch_stats=batch_stats,
   )
-  return state, {**metrics, 'grad_norm': optax.global_norm(grads)}
+  return state, {**metrics, 'grad_norm': optax.tree.norm(grads)}
 
 
 def outer_update(
@@ -224,7 +226,7 @@ def outer_update(
     (state.alphas, state.alphas_opt),
   )
   state = state.replace(alphas=alphas, alphas_opt=alphas_opt)
-  return state, {'hypergrad_norm': optax.global_norm(grads)}
+  return state, {'hypergrad_norm': optax.tree.norm(grads)}
 
 
 def bilevel_update(
@@ -237,6 +239,8 @@ def bilevel_update(
     'gate_entropy' and the norms of both gradients.
   """
   train_loss, val_loss = losses(problem, state, train_batch, val_batch)
+  if problem.hypergrad in hypergrad.DIFFERENTIATE_INNER:
+    train_loss = _remembered(train_loss, state)
   inner, train_metrics = inner_update(problem, state, train_loss)
   outer, outer_metrics = outer_update(problem, state, train_loss, val_loss)
   # Where the estimator evaluates the validation loss, so that the compiler
@@ -286,6 +290,27 @@ def make_step(
     return state, jax.tree.map(lambda m: m.mean(0), metrics)
 
   return step
+
+
+def _remembered(train_loss, state):
+  """A stand-in with the gradient of the train loss, evaluated once.
+
+  Its gradient with respect to params is that of `train_loss` at the params and
+  alphas of `state`, wherever it is asked for, and the derivative of that with
+  respect to alphas is the true one. Its value means nothing.
+  """
+  gradient = functools.partial(jax.grad(train_loss, has_aux=True), state.params)
+  grads, pullback, aux = jax.vjp(gradient, state.alphas, has_aux=True)
+
+  @jax.custom_vjp
+  def recall(alphas):
+    del alphas
+    return grads
+
+  recall.defvjp(
+    lambda alphas: (grads, None), lambda _, cotangent: pullback(cotangent)
+  )
+  return lambda params, alphas: (optax.tree.vdot(params, recall(alphas)), aux)
 
 
 def _hypergrad(problem, state, train_loss, val_loss):
