@@ -19,6 +19,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
 
 from hwdarts_jax.data import pipeline
@@ -247,6 +248,20 @@ def compile_together(message: str, jobs, deterministic: bool):
       )
   logging.info('%s: %.1f s', message, time.monotonic() - begun)
   return compiled
+
+
+def keep_compiled(path: epath.Path, deterministic: bool) -> None:
+  """Keeps compiled programs in the workdir, if a run must be deterministic.
+
+  A GPU compiler times alternatives and may choose another the next time; a
+  resumed run takes the very program that the first one compiled.
+  """
+  if not deterministic:
+    return
+  jax.config.update('jax_compilation_cache_dir', str(path / 'compiled'))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+  jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+  compilation_cache.reset_cache()  # the cache of before is already open
 
 
 def count_correct(count, state, dataset, batch_size: int) -> float:

@@ -97,6 +97,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       config.to_dict(),
       hashes={'spec': training.network.spec.spec_hash()},
     )
+    loop_lib.keep_compiled(path, config.deterministic)
     if (path / RESULT).exists():
       print(
         f'{path} is finished already; a new training needs a new --workdir.'

@@ -80,6 +80,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         'latency_table': search.latency.table.table_hash(),
       },
     )
+    loop_lib.keep_compiled(path, config.deterministic)
     if (path / GENOTYPE).exists():
       print(f'{path} is finished already; a new search needs a new --workdir.')
     else:

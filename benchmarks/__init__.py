@@ -1,0 +1,1 @@
+"""Benchmark scripts: they print a table and write JSON; none is a test."""
