@@ -338,7 +338,7 @@ def _one_step(training: Training, state: TrainState, chunk, indices):
   metrics = {
     'train_loss': loss,
     'train_accuracy': accuracy,
-    'grad_norm': optax.global_norm(grads),
+    'grad_norm': optax.tree.norm(grads),
   }
   return TrainState(state.step + 1, variables, average, opt, state.rng), metrics
 
