@@ -105,8 +105,9 @@ def test_one_hot_supernet_is_the_derived_network_to_the_bit(name, data):
   """Op by op, the other ops add exact zeros, in training and evaluation.
 
   The statistics that both networks have are updated to the same bits, too.
-  Under jit XLA fuses the two programs differently and sums in another order,
-  so there equality is up to rounding: see the next test.
+  Nothing promises that under jit, where XLA may fuse the two programs apart and
+  sum in another order (jit and op by op differ by 1e-6 in training): there the
+  next test allows for rounding.
   """
   net, variables, x = _supernet(name)
   genotype = data.draw(space_strategies.genotypes(net.spec))
@@ -140,15 +141,16 @@ def test_compiled_one_hot_supernet_is_the_derived_network(name, train):
   derived = Network(discretize.discretize(net.spec, genotype), net.context)
   own, _ = network.inherit(network.init(derived, jax.random.key(7)), variables)
 
-  @_jit
-  def both(variables, own, x, gates):
-    mutable = ['batch_stats'] if train else False
-    soft = net.apply(variables, x, gates, train=train, mutable=mutable)
-    hard = derived.apply(own, x, train=train, mutable=mutable)
-    return (soft[0], hard[0]) if train else (soft, hard)
+  mutable = ['batch_stats'] if train else False
 
-  soft, hard = both(variables, own, x, gates)
-  np.testing.assert_allclose(soft, hard, rtol=2e-5, atol=2e-5)
+  def logits(net, variables, x, gates):
+    y = net.apply(variables, x, gates, train=train, mutable=mutable)
+    return y[0] if train else y
+
+  # Two programs: in one, the compiler might see what they share.
+  soft = _jit(functools.partial(logits, net))(variables, x, gates)
+  hard = _jit(functools.partial(logits, derived))(own, x, None)
+  np.testing.assert_allclose(soft, hard, rtol=1e-5, atol=1e-5)
 
 
 @every_space
