@@ -44,6 +44,8 @@ _PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 # the same as a larger penalty on its weights.
 _PAIR_SCALE = 0.5
 _MAX_ENUMERATED = 2**16
+_NUM_FOLDS = 5
+_MAX_VALIDATED = 3000  # rows of the cross-validation
 MIN_NETWORKS = 20
 
 
@@ -162,8 +164,7 @@ class _Corner:
     fixed: ms of everything that is not searched, at least 0.
     per_op: for each group f[E, O], at least 0.
     weights: of `_features`.
-    range_ms: smallest and largest value; no figure beyond what was measured
-      is made up, so a search gains nothing by leaving that range.
+    floor_ms: of a network without ops; no architecture is faster.
   """
 
   spec: NetworkSpec
@@ -171,21 +172,22 @@ class _Corner:
   fixed: float
   per_op: Mapping[str, np.ndarray]
   weights: np.ndarray
-  range_ms: tuple[float, float] = (0.0, np.inf)
+  floor_ms: float
 
   def __call__(self, one_hot: Mapping[str, np.ndarray]) -> np.ndarray:
     paid = liveness.paid_ops(self.spec, one_hot, self.semantics)
     ms = _prior_ms(self.fixed, self.per_op, paid)
     if self.weights.any():
       ms = ms + _features(self.spec, paid) @ self.weights
-    return np.clip(ms, *self.range_ms)
+    # Far from the measured networks the model may fall below.
+    return np.maximum(ms, self.floor_ms)
 
 
 def from_table(
   spec: NetworkSpec, table: CostTable, semantics: str = 'eager'
 ) -> Fit:
   """The additive predictor that a table of op entries gives by itself."""
-  corner = _Corner(spec, semantics, table.fixed, table.per_op, np.zeros(1))
+  corner = _Corner(spec, semantics, table.fixed, table.per_op, np.zeros(1), 0.0)
   card = {'model': 'sum of table entries', 'semantics': semantics, 'rows': 0}
   return Fit(_variables(corner), card | {'held_out': None})
 
@@ -203,8 +205,8 @@ def fit(
   Errors are relative: every network counts by its error in per cent. Networks
   in which nothing connects input and output are left out: some runtimes delete
   them whole, and a per-cent error of nothing means nothing. The semantics and
-  the penalty are those with the smallest error on a tenth of the training
-  rows; the reported errors are those on rows that no fit has seen.
+  the penalty are chosen by cross-validation on the training rows; the reported
+  errors are those on rows that no fit has seen.
 
   Args:
     spec: the space.
@@ -233,27 +235,20 @@ def fit(
     )
   order = np.random.default_rng(seed).permutation(count)
   num_test = max(5, round(held_out * count))
-  num_val = max(5, round(0.1 * (count - num_test)))
-  test, val, train = np.split(order, [num_test, num_test + num_val])
-  candidates = liveness.SEMANTICS if liveness.has_dead_ops(spec) else ('eager',)
-  error = {}
-  for semantics in candidates:
-    data = _Data(spec, semantics, one_hot, latency_ms, prior)
-    for penalty, corner in data.fit(train, _PENALTIES).items():
-      error[semantics, penalty] = _mape(corner, one_hot, latency_ms, val)
-  semantics, penalty = min(error, key=lambda key: error[key])
-  rest = np.concatenate([val, train])
+  test, train = np.split(order, [num_test])
+  semantics, penalty = _choose(spec, one_hot, latency_ms, prior, train)
   data = _Data(spec, semantics, one_hot, latency_ms, prior)
-  corner = data.fit(rest, (penalty,))[penalty]
+  corner = data.fit(train, (penalty,))[penalty]
   report = quality(corner(_take(one_hot, test)), latency_ms[test])
   card = {
     'model': 'non-negative op costs and a correction by adjacent pairs',
     'semantics': semantics,
-    'rows': len(rest),
+    'rows': len(train),
     'held_out_rows': len(test),
     'disconnected_rows_left_out': int((~connected).sum()),
     'penalty': penalty,
     'fixed_ms': corner.fixed,
+    'floor_ms': corner.floor_ms,
     'held_out': report,
   }
   return Fit(_variables(corner), card)
@@ -275,12 +270,40 @@ def quality(
   }
 
 
+def _choose(spec, one_hot, latency_ms, prior, rows) -> tuple[str, float]:
+  """Returns the semantics and the penalty that predict unseen rows best.
+
+  Of choices whose errors differ by less than one standard error the one with
+  the least to say is taken: the one under which fewer ops cost anything, then
+  the larger penalty. It errs least on architectures unlike the measured ones.
+  """
+  candidates = liveness.SEMANTICS if liveness.has_dead_ops(spec) else ('eager',)
+  folds = np.array_split(rows[:_MAX_VALIDATED], _NUM_FOLDS)
+  errors: dict[tuple[str, float], list[np.ndarray]] = {}
+  for semantics in candidates:
+    data = _Data(spec, semantics, one_hot, latency_ms, prior)
+    for i, fold in enumerate(folds):
+      rest = np.concatenate([f for j, f in enumerate(folds) if j != i])
+      for penalty, corner in data.fit(rest, _PENALTIES).items():
+        error = np.abs(corner(_take(one_hot, fold)) / latency_ms[fold] - 1)
+        errors.setdefault((semantics, penalty), []).append(error)
+  flat = {choice: np.concatenate(e) for choice, e in errors.items()}
+  best = min(flat.values(), key=lambda e: e.mean())
+  for semantics in reversed(candidates):
+    for penalty in reversed(_PENALTIES):
+      worse = flat[semantics, penalty] - best
+      if worse.mean() <= worse.std() / math.sqrt(len(worse)):
+        return semantics, penalty
+  raise AssertionError('the best choice is within its own error')
+
+
 class _Data:
   """Measured networks as seen by one semantics; fits corner models to them."""
 
   def __init__(self, spec, semantics, one_hot, latency_ms, prior):
     self._spec, self._semantics, self._prior = spec, semantics, prior
     self._paid = liveness.paid_ops(spec, one_hot, semantics)
+    self._on_path = liveness.paid_ops(spec, one_hot, 'compiled')
     self._features = _features(spec, self._paid)
     self._ms = latency_ms
 
@@ -288,21 +311,23 @@ class _Data:
     """Fits to some rows, once for each penalty."""
     # Rows are weighted so that errors count in per cent, at the mean's scale.
     unit = self._ms[rows].mean() / self._ms[rows]
-    fixed, per_op = self._costs(rows, unit)
+    fixed, per_op = self._costs(rows, unit, self._paid)
+    # What is left over belongs to no op: the most of it, and so the surest
+    # floor, where only ops on a path cost anything.
+    least, _ = self._costs(rows, unit, self._on_path)
+    floor_ms = max(fixed, min(least, float(self._ms[rows].min())))
     rest = self._ms[rows] - _prior_ms(fixed, per_op, _take(self._paid, rows))
     x, y = self._features[rows] * unit[:, None], rest * unit
-    seen_ms = self._ms[rows]
-    range_ms = float(seen_ms.min()), float(seen_ms.max())
     return {
       penalty: _Corner(
-        self._spec, self._semantics, fixed, per_op, weights, range_ms
+        self._spec, self._semantics, fixed, per_op, weights, floor_ms
       )
       for penalty, weights in _ridge(x, y, penalties).items()
     }
 
-  def _costs(self, rows, unit):
+  def _costs(self, rows, unit, all_paid):
     """Costs that are not negative: scaled from the prior, or fitted."""
-    paid = _take(self._paid, rows)
+    paid = _take(all_paid, rows)
     if self._prior is not None:
       sums = _prior_ms(self._prior.fixed, self._prior.per_op, paid)
       ratio = float(np.median(self._ms[rows] / sums))
@@ -373,11 +398,6 @@ def _ridge(x: np.ndarray, y: np.ndarray, penalties) -> dict[float, np.ndarray]:
 
 def _take(one_hot: Mapping[str, np.ndarray], rows) -> dict[str, np.ndarray]:
   return {name: np.asarray(p)[rows] for name, p in one_hot.items()}
-
-
-def _mape(corner: _Corner, one_hot, latency_ms, rows) -> float:
-  predicted = corner(_take(one_hot, rows))
-  return float(np.abs(predicted / latency_ms[rows] - 1).mean())
 
 
 def _average_ranks(values: np.ndarray) -> np.ndarray:
