@@ -39,7 +39,7 @@ flags.DEFINE_bool(
   'Connect the processes of a pod or cluster (jax.distributed.initialize).',
 )
 
-_NOT_JOBS = ('common', 'loop', 'summary')
+_NOT_JOBS = ('common', 'loop', 'settings', 'summary')
 _CACHE = '~/.cache/hwdarts_jax/xla'
 
 

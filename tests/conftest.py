@@ -6,6 +6,7 @@ import pathlib
 import hypothesis
 
 NUM_DEVICES = 8
+pytest_plugins = ['tiny_runs']
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('MPLBACKEND', 'agg')

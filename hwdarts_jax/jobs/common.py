@@ -51,16 +51,22 @@ def make_specs(space: Mapping[str, Any]) -> Specs:
     ValueError: unknown space or setting, or the specs do not share their
       groups and rows.
   """
-  specs = Specs(
-    spaces.make(space['name'], **space['search']),
-    spaces.make(space['name'], **space['deploy']),
-  )
+  specs = Specs(_make_spec(space, 'search'), _make_spec(space, 'deploy'))
   if specs.search.groups() != specs.deploy.groups():
     raise ValueError(
       'space.search and space.deploy must share their groups and rows of '
       f'alphas, but have {_sizes(specs.search)} and {_sizes(specs.deploy)}.'
     )
   return specs
+
+
+def _make_spec(space: Mapping[str, Any], role: str) -> NetworkSpec:
+  if space['name'] not in spaces.names():
+    spaces.make(space['name'])  # raises
+  try:
+    return spaces.make(space['name'], **space[role])
+  except ValueError as e:
+    raise ValueError(f'space.{role}: {e}') from e
 
 
 def _sizes(spec: NetworkSpec) -> dict[str, tuple[int, int]]:
@@ -104,6 +110,15 @@ def load_data(
       '--config.data.image_size.'
     )
   return dataset
+
+
+def check_fits(field: str, batch_size: int, dataset: sources.Dataset) -> None:
+  """Raises ValueError, naming `field`, if a batch is larger than the set."""
+  if batch_size > dataset.num_examples:
+    raise ValueError(
+      f'{field} is {batch_size}; it must be at most {dataset.num_examples}, '
+      f'the examples that are trained on.'
+    )
 
 
 def make_context(network: Mapping[str, Any], affine: bool) -> ops.Context:
@@ -153,7 +168,14 @@ def make_latency_model(
   Raises:
     ValueError: the table is unknown or broken, or does not cover `deploy`.
   """
-  table = table_lib.load(latency['table'])
+  try:
+    table = table_lib.load(latency['table'])
+  except OSError as e:
+    raise ValueError(
+      f'latency.table is {latency["table"]!r}, which cannot be read '
+      f'({e.strerror}); give the path of a table or a name among '
+      f'{list(table_lib.available())}.'
+    ) from e
   table.check_covers(deploy)
   prior = None
   if not table.missing_keys(deploy):

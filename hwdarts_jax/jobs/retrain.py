@@ -24,9 +24,10 @@ from hwdarts_jax.data import pipeline, sources
 from hwdarts_jax.jobs import common, summary
 from hwdarts_jax.jobs import loop as loop_lib
 from hwdarts_jax.jobs import search as search_job
+from hwdarts_jax.jobs import settings as settings_lib
 from hwdarts_jax.models import network as network_lib
 from hwdarts_jax.runtime import metrics as metrics_lib
-from hwdarts_jax.runtime import optimizers, plots, sharding
+from hwdarts_jax.runtime import plots, sharding
 from hwdarts_jax.runtime import workdir as workdir_lib
 from hwdarts_jax.runtime.checkpoints import Checkpoints
 from hwdarts_jax.spaces import discretize
@@ -62,6 +63,8 @@ class Training:
     config: the resolved config.
     specs: search and deploy, with all their choices.
     genotype: the architecture.
+    latency: of the deploy spec; here, so that a table that lacks it is found
+      before the training.
     network: discrete, in the spec that is trained.
     optimizer: of params.
     learning_rate: step -> learning rate.
@@ -74,6 +77,7 @@ class Training:
   config: ml_collections.ConfigDict
   specs: common.Specs
   genotype: Genotype
+  latency: common.LatencyModel
   network: network_lib.Network
   optimizer: optax.GradientTransformation
   learning_rate: optax.Schedule
@@ -95,7 +99,10 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     path = workdir_lib.prepare(
       workdir,
       config.to_dict(),
-      hashes={'spec': training.network.spec.spec_hash()},
+      hashes={
+        'spec': training.network.spec.spec_hash(),
+        'latency_table': training.latency.table.table_hash(),
+      },
     )
     loop_lib.keep_compiled(path, config.deterministic)
     if (path / RESULT).exists():
@@ -109,21 +116,17 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
 
 def make(config: ml_collections.ConfigDict) -> Training:
   """Builds everything from the config; see `run` for errors."""
+  settings_lib.check(config.to_dict())
   settings = config.retrain
   specs = common.make_specs(config.space.to_dict())
-  if settings.spec not in specs._fields:
-    raise ValueError(
-      f'retrain.spec is {settings.spec!r}; it must be one of {specs._fields}.'
-    )
   space: NetworkSpec = getattr(specs, settings.spec)
   if settings.inherit and settings.spec != 'search':
     raise ValueError(
       "retrain.inherit needs retrain.spec 'search', whose supernet was trained."
     )
-  genotype = _read_genotype(settings)
+  genotype, derived = _read_genotype(settings, space)
   network = network_lib.Network(
-    discretize.discretize(space, genotype),
-    common.make_context(config.network.to_dict(), affine=True),
+    derived, common.make_context(config.network.to_dict(), affine=True)
   )
   train, test = (
     common.load_data(config.data.to_dict(), split, space, settings.spec)
@@ -136,6 +139,7 @@ def make(config: ml_collections.ConfigDict) -> Training:
     mesh.size,
     'retrain.batch_size',
   )
+  common.check_fits('retrain.batch_size', settings.batch_size, train)
   steps_per_epoch = train.num_examples // settings.batch_size
   schedule = loop_lib.Schedule(
     settings.num_epochs * steps_per_epoch,
@@ -149,8 +153,11 @@ def make(config: ml_collections.ConfigDict) -> Training:
     config,
     specs,
     genotype,
+    common.make_latency_model(config.latency.to_dict(), specs.deploy),
     network,
-    optimizers.make(num_steps=schedule.num_steps, **optimizer),
+    settings_lib.make_optimizer(
+      'retrain.optimizer', optimizer, schedule.num_steps
+    ),
     common.learning_rate(optimizer, schedule.num_steps),
     train,
     test,
@@ -159,8 +166,10 @@ def make(config: ml_collections.ConfigDict) -> Training:
   )
 
 
-def _read_genotype(settings: ml_collections.ConfigDict) -> Genotype:
-  """Reads the genotype that the section `retrain` names."""
+def _read_genotype(
+  settings: ml_collections.ConfigDict, space: NetworkSpec
+) -> tuple[Genotype, NetworkSpec]:
+  """The genotype that the section `retrain` names, and its network."""
   if bool(settings.search_workdir) == bool(settings.genotype):
     raise ValueError(
       'give one of --config.retrain.search_workdir (of a finished search) and '
@@ -183,7 +192,11 @@ def _read_genotype(settings: ml_collections.ConfigDict) -> Genotype:
   except ValueError as e:
     raise ValueError(f'{path} is not JSON ({e}).') from e
   inner = record.get('genotype') if isinstance(record, dict) else None
-  return Genotype.from_dict(record if inner is None else inner)
+  try:
+    genotype = Genotype.from_dict(record if inner is None else inner)
+    return genotype, discretize.discretize(space, genotype)
+  except ValueError as e:
+    raise ValueError(f'{path}: {e}') from e
 
 
 def _train(training: Training, path: epath.Path) -> bool:

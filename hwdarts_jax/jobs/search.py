@@ -23,9 +23,10 @@ from hwdarts_jax.data import pipeline, sources
 from hwdarts_jax.data.split import search_split
 from hwdarts_jax.jobs import common, summary
 from hwdarts_jax.jobs import loop as loop_lib
+from hwdarts_jax.jobs import settings as settings_lib
 from hwdarts_jax.models import network as network_lib
 from hwdarts_jax.runtime import metrics as metrics_lib
-from hwdarts_jax.runtime import optimizers, plots, sharding
+from hwdarts_jax.runtime import plots, sharding
 from hwdarts_jax.runtime import workdir as workdir_lib
 from hwdarts_jax.spaces.spec import Genotype
 
@@ -97,6 +98,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
 
 def make(config: ml_collections.ConfigDict) -> Search:
   """Builds everything from the config; see `run` for errors."""
+  settings_lib.check(config.to_dict())
   specs = common.make_specs(config.space.to_dict())
   settings = config.search
   mesh = sharding.make_mesh(config.num_devices or None)
@@ -109,6 +111,7 @@ def make(config: ml_collections.ConfigDict) -> Search:
   latency = common.make_latency_model(config.latency.to_dict(), specs.deploy)
   dataset = common.load_data(config.data.to_dict(), 'train', specs.search)
   train, val = search_split(dataset, config.data.split_seed)
+  common.check_fits('search.batch_size', settings.batch_size, val)
   network = network_lib.Network(
     specs.search, common.make_context(config.network.to_dict(), affine=False)
   )
@@ -124,11 +127,13 @@ def make(config: ml_collections.ConfigDict) -> Search:
   problem = update_lib.Problem(
     network=network,
     latency=latency.predict,
-    params_optimizer=optimizers.make(
-      num_steps=settings.num_steps, **params_settings
+    params_optimizer=settings_lib.make_optimizer(
+      'params_optimizer', params_settings, settings.num_steps
     ),
-    alphas_optimizer=optimizers.make(
-      num_steps=settings.num_steps, **common.section(config, 'alphas_optimizer')
+    alphas_optimizer=settings_lib.make_optimizer(
+      'alphas_optimizer',
+      common.section(config, 'alphas_optimizer'),
+      settings.num_steps,
     ),
     num_steps=settings.num_steps,
     warmup_steps=settings.warmup_steps,

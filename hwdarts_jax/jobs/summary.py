@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import runpy
+import shlex
 from typing import Any
 
 from etils import epath
+from flax import traverse_util
 import jax
 import numpy as np
 
@@ -82,7 +85,7 @@ def retrain_record(training, accuracy: dict[str, float]) -> dict[str, Any]:
   """The content of retrain.json; every figure stands under its spec."""
   config, deploy = training.config, training.specs.deploy
   role = config.retrain.spec
-  latency = common.make_latency_model(config.latency.to_dict(), deploy)
+  latency = training.latency
   trained = getattr(training.specs, role)
   return {
     'space': training.genotype.space,
@@ -197,7 +200,25 @@ def _settings(spec: dict[str, Any]) -> str:
 def _retrain_command(path: epath.Path) -> str:
   """The command that trains the genotype of a search, with its config."""
   config = json.loads((path / 'config.json').read_text())['config']
-  return (
-    f'python -m hwdarts_jax.main --config={config["source"]} '
-    f'--config.job=retrain --config.retrain.search_workdir={path}'
+  flags = {'config': config['source']}
+  flags |= {f'config.{k}': v for k, v in _overrides(config).items()}
+  flags |= {'config.job': 'retrain', 'config.retrain.search_workdir': str(path)}
+  return 'python -m hwdarts_jax.main ' + ' '.join(
+    shlex.quote(f'--{name}={value}') for name, value in flags.items()
   )
+
+
+def _overrides(config: dict[str, Any]) -> dict[str, Any]:
+  """What the command line changed in the config file, by dotted name.
+
+  Nothing where the file cannot be read any more.
+  """
+  name, _, arg = config['source'].partition(':')
+  try:
+    original = runpy.run_path(name)['get_config'](arg or None).to_dict()
+  except (OSError, ImportError, KeyError):
+    return {}
+  was, now = (
+    traverse_util.flatten_dict(c, sep='.') for c in (original, config)
+  )
+  return {k: v for k, v in now.items() if k not in was or was[k] != v}

@@ -1,0 +1,239 @@
+"""What a config may hold: every field is known, there, and in its range.
+
+It is checked before anything is made, loaded or written. A typo on the command
+line is already an error of the locked config; this also finds those in config
+files, and values that would only fail, or be wrong, hours later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+import inspect
+import math
+from typing import Any, NamedTuple
+
+from hwdarts_jax.bilevel import hypergrad, objective, relax
+from hwdarts_jax.runtime import optimizers
+
+
+class _Rule(NamedTuple):
+  """What a field may be: in words for a message, and as a test."""
+
+  allowed: str
+  holds: Callable[[Any], bool]
+
+
+def _is_whole(value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+  return (
+    isinstance(value, int | float)
+    and not isinstance(value, bool)
+    and math.isfinite(value)
+  )
+
+
+def _whole(low: int) -> _Rule:
+  return _Rule(
+    f'a whole number, at least {low}', lambda v: _is_whole(v) and v >= low
+  )
+
+
+def _among(*values: Any) -> _Rule:
+  return _Rule(
+    f'one of {sorted(values, key=str)}',
+    lambda v: any(type(v) is type(w) and v == w for w in values),
+  )
+
+
+_TEXT = _Rule('a text', lambda v: isinstance(v, str))
+_FLAG = _Rule('true or false', lambda v: isinstance(v, bool))
+_SECTION = _Rule('a section', lambda v: isinstance(v, Mapping))
+_NUMBER = _Rule('a finite number', _is_number)
+_NOT_NEGATIVE = _Rule(
+  'a finite number, at least 0', lambda v: _is_number(v) and v >= 0
+)
+_POSITIVE = _Rule('a finite number, above 0', lambda v: _is_number(v) and v > 0)
+_BELOW_ONE = _Rule(
+  'a number, at least 0 and below 1', lambda v: _is_number(v) and 0 <= v < 1
+)
+
+_AUGMENT = {'pad': _whole(0), 'flip': _FLAG, 'cutout': _whole(0)}
+_FIELDS: dict[str, dict[str, _Rule]] = {
+  '': {
+    'source': _TEXT,
+    'job': _TEXT,
+    'seed': _whole(0),
+    'num_devices': _whole(0),
+    'deterministic': _FLAG,
+    'space': _SECTION,
+    'latency': _SECTION,
+    'data': _SECTION,
+    'network': _SECTION,
+    'relaxation': _SECTION,
+    'hypergrad': _SECTION,
+    'objective': _SECTION,
+    'search': _SECTION,
+    'params_optimizer': _SECTION,
+    'alphas_optimizer': _SECTION,
+    'retrain': _SECTION,
+  },
+  'space': {'name': _TEXT, 'search': _SECTION, 'deploy': _SECTION},
+  'latency': {'table': _TEXT},
+  'data': {
+    'name': _TEXT,
+    'data_dir': _TEXT,
+    'image_size': _whole(0),
+    'split_seed': _whole(0),
+    'resident': _among('auto', True, False),
+    'max_resident_mb': _NOT_NEGATIVE,
+    'augment': _SECTION,
+  },
+  'data.augment': _AUGMENT,
+  'network': {
+    'bn_groups': _whole(1),
+    'bn_momentum': _BELOW_ONE,
+    'dtype': _among('float32', 'bfloat16', 'float64'),
+    'depthwise': _among('auto', 'conv', 'shift'),
+  },
+  'relaxation': {
+    'name': _among(*relax.RELAXATIONS),
+    'temperature_start': _POSITIVE,
+    'temperature_end': _POSITIVE,
+  },
+  'objective': {
+    'name': _among(*objective.OBJECTIVES),
+    'multiplier': _NUMBER,
+    'reference_ms': _NOT_NEGATIVE,
+  },
+  'search': {
+    'num_steps': _whole(1),
+    'batch_size': _whole(1),
+    'eval_batch_size': _whole(1),
+    'warmup_steps': _whole(0),
+    'steps_per_call': _whole(1),
+    'log_every_steps': _whole(1),
+    'checkpoint_every_steps': _whole(1),
+    'eval_every_steps': _whole(0),
+    'keep_checkpoints': _whole(1),
+  },
+  'retrain': {
+    'search_workdir': _TEXT,
+    'genotype': _TEXT,
+    'spec': _among('search', 'deploy'),
+    'inherit': _FLAG,
+    'num_epochs': _whole(1),
+    'batch_size': _whole(1),
+    'eval_batch_size': _whole(1),
+    'steps_per_call': _whole(1),
+    'checkpoint_every_epochs': _whole(1),
+    'keep_checkpoints': _whole(1),
+    'label_smoothing': _BELOW_ONE,
+    'ema_decay': _BELOW_ONE,
+    'drop_path': _BELOW_ONE,
+    'augment': _SECTION,
+    'optimizer': _SECTION,
+  },
+  'retrain.augment': _AUGMENT,
+}
+_OPTIMIZERS = ('params_optimizer', 'alphas_optimizer', 'retrain.optimizer')
+
+
+def check(config: Mapping[str, Any]) -> None:
+  """Checks all sections of a config, also those of other jobs.
+
+  Args:
+    config: the config as nested dicts.
+
+  Raises:
+    ValueError: a field is unknown, missing or not allowed; the message names
+      it and what is allowed.
+  """
+  for section, rules in _FIELDS.items():
+    values = _section(config, section)
+    _check_names(section, values, tuple(rules), tuple(rules))
+    for name, rule in rules.items():
+      if not rule.holds(values[name]):
+        raise ValueError(
+          f'{_dotted(section, name)} is {values[name]!r}; it must be '
+          f'{rule.allowed}.'
+        )
+  _check_hypergrad(config['hypergrad'])
+  for section in _OPTIMIZERS:
+    make_optimizer(section, _section(config, section), num_steps=2**31)
+
+
+def make_optimizer(section: str, settings: Mapping[str, Any], num_steps: int):
+  """The optimizer that a section describes; errors name the section.
+
+  Args:
+    section: dotted name, for messages.
+    settings: arguments of `optimizers.make`.
+    num_steps: updates of the whole run.
+
+  Raises:
+    ValueError: a setting is unknown, missing or not allowed.
+  """
+  if 'name' not in settings:
+    raise ValueError(f'{section}.name is missing from the config.')
+  try:
+    # A misspelt learning rate shall be named as such, not as missing.
+    made = optimizers.make(
+      num_steps=num_steps, **{'learning_rate': 0.0, **settings}
+    )
+  except ValueError as e:
+    raise ValueError(str(e).replace('optimizer.', f'{section}.', 1)) from e
+  if 'learning_rate' not in settings:
+    raise ValueError(f'{section}.learning_rate is missing from the config.')
+  return made
+
+
+def _check_hypergrad(values: Mapping[str, Any]) -> None:
+  """Checks the name of the estimator and the names of its settings."""
+  if 'name' not in values:
+    raise ValueError('hypergrad.name is missing from the config.')
+  estimator = hypergrad.get(values['name'])
+  known = tuple(
+    p.name
+    for p in inspect.signature(estimator).parameters.values()
+    if p.kind is p.KEYWORD_ONLY
+  )
+  _check_names(
+    'hypergrad', values, ('name', *known), (), f' of {values["name"]}'
+  )
+  for name, value in values.items():
+    rule = _whole(1) if name == 'num_terms' else _POSITIVE
+    if name != 'name' and not rule.holds(value):
+      raise ValueError(
+        f'hypergrad.{name} is {value!r}; it must be {rule.allowed}.'
+      )
+
+
+def _section(config: Mapping[str, Any], dotted: str) -> Mapping[str, Any]:
+  for name in filter(None, dotted.split('.')):
+    config = config[name]
+  return config
+
+
+def _check_names(
+  section: str,
+  values: Mapping[str, Any],
+  known: tuple[str, ...],
+  needed: tuple[str, ...],
+  of: str = '',
+) -> None:
+  for name in values:
+    if name not in known:
+      raise ValueError(
+        f'{_dotted(section, name)} is no setting{of}; it must be one of '
+        f'{", ".join(known)}.'
+      )
+  for name in needed:
+    if name not in values:
+      raise ValueError(f'{_dotted(section, name)} is missing from the config.')
+
+
+def _dotted(section: str, name: str) -> str:
+  return f'{section}.{name}' if section else name

@@ -1,0 +1,264 @@
+"""Runs `hwdarts_jax.main` in processes of its own; fixtures for tiny runs.
+
+To import jax takes longer than a tiny run. So a nursery process imports once
+and forks a process for each run before any thread or backend exists: what runs
+then is the module as `python -m` runs it, with streams and an exit code of its
+own, and can be killed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import runpy
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIG = 'tests/tiny_config.py'
+_MAIN = 'hwdarts_jax.main'
+_TIMEOUT = 300.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """How a run ended: exit code (minus the signal, if one) and its streams."""
+
+  code: int
+  out: str
+  err: str
+
+
+def environment() -> dict[str, str]:
+  """One device and no threads at import; every program is cached on disk."""
+  own = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  return own | {
+    'JAX_PLATFORMS': 'cpu',
+    'MPLBACKEND': 'agg',
+    'OPENBLAS_NUM_THREADS': '1',
+    'PYTHONPATH': str(ROOT),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+  }
+
+
+class Run:
+  """A run in flight."""
+
+  def __init__(self, nursery: Nursery, pid: int, streams: list[pathlib.Path]):
+    self.pid = pid
+    self._nursery = nursery
+    self._streams = streams
+
+  def signal(self, number: int) -> None:
+    """Sends a signal; the process may have ended, but is not reaped yet."""
+    os.kill(self.pid, number)
+
+  def is_over(self) -> bool:
+    """Whether the process ended, by whatever."""
+    status = pathlib.Path(f'/proc/{self.pid}/stat').read_text()
+    return status.rpartition(')')[2].split()[0] == 'Z'
+
+  def wait(self) -> Result:
+    """Waits for the end."""
+    begun = time.monotonic()
+    while not self.is_over():
+      if time.monotonic() - begun > _TIMEOUT:
+        self.signal(signal.SIGKILL)
+      time.sleep(0.01)
+    code = self._nursery.ask({'reap': self.pid})
+    return Result(code, *(p.read_text() for p in self._streams))
+
+
+class Nursery:
+  """The process that forks the runs."""
+
+  def __init__(self, folder: pathlib.Path):
+    self._folder = folder
+    self._count = 0
+    self._process = subprocess.Popen(
+      [sys.executable, __file__],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+      cwd=ROOT,
+      env=environment(),
+    )
+
+  def ask(self, question: dict) -> int:
+    self._process.stdin.write(json.dumps(question) + '\n')
+    self._process.stdin.flush()
+    return int(self._process.stdout.readline())
+
+  def start(self, *args: str) -> Run:
+    """Starts `python -m hwdarts_jax.main` with `args`, in the repository."""
+    self._count += 1
+    streams = [self._folder / f'{self._count}.{n}' for n in ('out', 'err')]
+    pid = self.ask({'args': args, 'streams': [str(s) for s in streams]})
+    return Run(self, pid, streams)
+
+  def run(self, *args: str) -> Result:
+    """`start` and `Run.wait`."""
+    return self.start(*args).wait()
+
+  def close(self) -> None:
+    self._process.stdin.close()
+    self._process.stdout.close()
+    self._process.wait()
+
+
+def run_python(*args: str) -> Result:
+  """`python -m hwdarts_jax.main` as a shell would start it."""
+  done = subprocess.run(
+    [sys.executable, '-m', _MAIN, *args],
+    cwd=ROOT,
+    env=environment(),
+    capture_output=True,
+    text=True,
+    timeout=_TIMEOUT,
+  )
+  return Result(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope='session')
+def nursery(tmp_path_factory):
+  """Where runs are started."""
+  nursery = Nursery(tmp_path_factory.mktemp('streams'))
+  yield nursery
+  nursery.close()
+
+
+@pytest.fixture(scope='session')
+def table(tmp_path_factory) -> pathlib.Path:
+  """A latency table with an entry for each op of the tiny deploy spec."""
+  path = tmp_path_factory.mktemp('table') / 'toy.json'
+  write_table(path)
+  return path
+
+
+def write_table(path: pathlib.Path) -> None:
+  """Convolutions are slow, fixed ops and everything else are quick."""
+  from hwdarts_jax import spaces
+  from hwdarts_jax.latency import table as table_lib
+
+  deploy = spaces.make('darts', **tiny('DEPLOY'))
+  entries = {
+    site.key(op): table_lib.Entry(
+      1.0 + 0.1 * i if 'conv' in op else 0.1, None, None, None
+    )
+    for site in deploy.sites()
+    for i, op in enumerate(site.ops)
+  }
+  table_lib.save(
+    table_lib.LatencyTable(
+      device='toy', kind='estimated', source={'what': 'toy'}, entries=entries
+    ),
+    path,
+  )
+
+
+def tiny(name: str):
+  """A constant of the tiny config."""
+  sys.path.insert(0, str(ROOT))
+  try:
+    return runpy.run_path(str(ROOT / CONFIG))[name]
+  finally:
+    sys.path.remove(str(ROOT))
+
+
+@pytest.fixture(scope='session')
+def command(table):
+  """Arguments of a tiny run: (workdir, **overrides) -> list of flags."""
+
+  def make(workdir, config=CONFIG, **overrides):
+    flags = {'latency.table': table} | overrides
+    return [
+      f'--config={config}',
+      f'--workdir={workdir}',
+      *(f'--config.{k}={v}' for k, v in flags.items()),
+    ]
+
+  return make
+
+
+@pytest.fixture(scope='session')
+def finished(nursery, command, tmp_path_factory):
+  """Workdir and result of a tiny search that nothing disturbed."""
+  workdir = tmp_path_factory.mktemp('finished') / 'search'
+  result = nursery.run(*command(workdir))
+  assert result.code == 0, result.err
+  return workdir, result
+
+
+@pytest.fixture(scope='session')
+def retrained(nursery, command, finished, tmp_path_factory):
+  """Workdir and result of the training of that search's genotype."""
+  workdir = tmp_path_factory.mktemp('finished') / 'retrain'
+  overrides = {'job': 'retrain', 'retrain.search_workdir': finished[0]}
+  result = nursery.run(*command(workdir, **overrides))
+  assert result.code == 0, result.err
+  return workdir, result
+
+
+def rows(workdir) -> list[dict]:
+  """The rows of metrics, as they stand in the file."""
+  text = (pathlib.Path(workdir) / 'metrics.jsonl').read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def last_state(workdir) -> dict:
+  """Arrays of the newest checkpoint by path, without a template."""
+  import jax
+  import orbax.checkpoint as ocp
+
+  folder = pathlib.Path(workdir) / 'checkpoints'
+  step = max(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+  tree = ocp.StandardCheckpointer().restore(folder / str(step) / 'state')
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {'checkpoint': step} | {jax.tree_util.keystr(k): v for k, v in leaves}
+
+
+def _serve() -> None:
+  """The nursery: reads requests, answers with a number each."""
+  # All that the runs import, except the module that becomes __main__.
+  import matplotlib.pyplot  # noqa: F401
+  from ml_collections import config_flags  # noqa: F401
+
+  import hwdarts_jax.jobs.retrain
+  import hwdarts_jax.jobs.search  # noqa: F401
+
+  assert len(os.listdir('/proc/self/task')) == 1, 'threads do not survive fork'
+  for line in sys.stdin:
+    question = json.loads(line)
+    if 'reap' in question:
+      status = os.waitpid(question['reap'], 0)[1]
+      print(os.waitstatus_to_exitcode(status), flush=True)
+      continue
+    pid = os.fork()
+    if not pid:
+      _become_main(question)
+      return
+    print(pid, flush=True)
+
+
+def _become_main(question: dict) -> None:
+  nothing = os.open(os.devnull, os.O_RDONLY)
+  streams = [
+    os.open(s, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for s in question['streams']
+  ]
+  for number, stream in enumerate([nothing, *streams]):
+    os.dup2(stream, number)
+  sys.argv = [_MAIN, *question['args']]
+  sys.path[0] = str(ROOT)
+  runpy.run_module(_MAIN, run_name='__main__', alter_sys=True)
+
+
+if __name__ == '__main__':
+  _serve()
