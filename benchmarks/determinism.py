@@ -23,6 +23,7 @@ from absl import app, flags
 import jax
 import numpy as np
 
+from hwdarts_jax.runtime import metrics
 from hwdarts_jax.runtime.checkpoints import Checkpoints
 
 _KILLS = flags.DEFINE_integer('kills', 3, 'SIGKILLs on the way.')
@@ -65,19 +66,31 @@ def finish(process: subprocess.Popen, workdir: pathlib.Path) -> None:
 
 
 def kill_and_resume(workdir: pathlib.Path, seconds: float) -> list[int]:
-  """Kills the search at random moments; returns the steps it had saved."""
+  """Kills the search in mid-run; returns the steps it had saved.
+
+  Args:
+    workdir: of the search.
+    seconds: that its steps last when nothing stops them.
+  """
   rng = np.random.default_rng(_SEED.value)
-  saved = []
+  saved = [0]
   for _ in range(_KILLS.value):
     process = start(workdir, True)
-    time.sleep(rng.uniform(0.1, 0.9) * seconds)
+    while process.poll() is None and last_row(workdir) <= saved[-1]:
+      time.sleep(0.1)  # it compiles
+    time.sleep(rng.uniform(0.0, 0.4) * seconds)
     process.kill()
     process.wait()
     folder = workdir / 'checkpoints'
     steps = [int(p.name) for p in folder.glob('*') if p.name.isdigit()]
     saved.append(max(steps, default=0))
   finish(start(workdir, True), workdir)
-  return saved
+  return saved[1:]
+
+
+def last_row(workdir: pathlib.Path) -> int:
+  """The last step that the metrics of a search show."""
+  return max((r['step'] for r in metrics.read(workdir)), default=0)
 
 
 def alphas(workdir: pathlib.Path) -> dict[str, np.ndarray]:
@@ -104,10 +117,8 @@ def main(argv: list[str]) -> None:
   shutil.rmtree(root, ignore_errors=True)
   root.mkdir(parents=True)
   whole, cut, free = (root / n for n in ('whole', 'killed', 'free'))
-  begun = time.monotonic()
   finish(start(whole, True), whole)
-  seconds = time.monotonic() - begun
-  saved = kill_and_resume(cut, seconds)
+  saved = kill_and_resume(cut, step_ms(whole) * _STEPS.value / 1000)
   finish(start(free, False), free)
   a, b, c = alphas(whole), alphas(cut), alphas(free)
   result = {

@@ -144,7 +144,7 @@ def search_config(
   config.hypergrad = {'name': 'lookahead'}
   config.objective = {
     'name': 'relative',
-    'multiplier': 0.2,
+    'multiplier': 0.01,
     'reference_ms': 0.0,
   }  # 0: expected at uniform gates
   _set_schedule(config, small, parsed.runlocal)
@@ -154,7 +154,7 @@ def search_config(
 
 def _augment(dataset: str) -> dict[str, Any]:
   if dataset == 'digits':  # a mirrored digit is another sign
-    return {'pad': 1, 'flip': False, 'cutout': 0}
+    return {'pad': 1, 'flip': False, 'cutout': 4}
   return {'pad': 4, 'flip': dataset != 'mnist', 'cutout': 0}
 
 
@@ -175,7 +175,7 @@ def _set_schedule(config, small: bool, runlocal: bool) -> None:
   }
   config.params_optimizer = {
     'name': 'sgd',
-    'learning_rate': 0.05 if small else 0.025,
+    'learning_rate': 0.2 if small else 0.025,
     'momentum': 0.9,
     'weight_decay': 3e-4,
     'schedule': 'cosine',
