@@ -402,9 +402,9 @@ def test_a_workdir_that_is_a_file_is_not_touched(nursery, command, tmp_path):
 
 def test_python_m_behaves_like_the_forks(command, tmp_path):
   """The messages reach a shell the same way."""
-  result = tiny_runs.run_python(
+  result = tiny_runs.Shell(
     *command(tmp_path / 'run', **{'hypergrad.name': 'exact'})
-  )
+  ).wait()
   _check_message(result, 'hypergrad.name', 'unrolled')
 
 

@@ -29,6 +29,8 @@ def get_config(arg=None):
   config.hypergrad.name = 'first_order'
   config.relaxation.name = 'gumbel_softmax'
   config.alphas_optimizer.learning_rate = 0.1
+  config.params_optimizer.learning_rate = 0.05
+  config.objective.multiplier = 0.2
   config.search.update(
     num_steps=16,
     batch_size=8,

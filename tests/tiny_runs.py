@@ -113,17 +113,31 @@ class Nursery:
     self._process.wait()
 
 
-def run_python(*args: str) -> Result:
-  """`python -m hwdarts_jax.main` as a shell would start it."""
-  done = subprocess.run(
-    [sys.executable, '-m', _MAIN, *args],
-    cwd=ROOT,
-    env=environment(),
-    capture_output=True,
-    text=True,
-    timeout=_TIMEOUT,
-  )
-  return Result(done.returncode, done.stdout, done.stderr)
+class Shell:
+  """`python -m hwdarts_jax.main` as a shell would start it; like a `Run`."""
+
+  def __init__(self, *args: str):
+    self._process = subprocess.Popen(
+      [sys.executable, '-m', _MAIN, *args],
+      cwd=ROOT,
+      env=environment(),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+
+  def signal(self, number: int) -> None:
+    """Sends a signal, unless the process ended."""
+    self._process.send_signal(number)
+
+  def is_over(self) -> bool:
+    """Whether the process ended, by whatever."""
+    return self._process.poll() is not None
+
+  def wait(self) -> Result:
+    """Waits for the end."""
+    out, err = self._process.communicate(timeout=_TIMEOUT)
+    return Result(self._process.returncode, out, err)
 
 
 @pytest.fixture(scope='session')
@@ -215,13 +229,20 @@ def rows(workdir) -> list[dict]:
 def last_state(workdir) -> dict:
   """Arrays of the newest checkpoint by path, without a template."""
   import jax
+  import numpy as np
   import orbax.checkpoint as ocp
 
   folder = pathlib.Path(workdir) / 'checkpoints'
   step = max(int(p.name) for p in folder.iterdir() if p.name.isdigit())
   tree = ocp.StandardCheckpointer().restore(folder / str(step) / 'state')
   leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {'checkpoint': step} | {jax.tree_util.keystr(k): v for k, v in leaves}
+  is_key = jax.dtypes.prng_key
+  return {'checkpoint': step} | {
+    jax.tree_util.keystr(k): np.asarray(
+      jax.random.key_data(v) if jax.dtypes.issubdtype(v.dtype, is_key) else v
+    )
+    for k, v in leaves
+  }
 
 
 def _serve() -> None:
