@@ -269,10 +269,12 @@ def test_a_loss_that_is_no_number_stops_the_search(nursery, command, tmp_path):
   assert 'Traceback' not in result.err
   error = result.err[result.err.index('Error: ') :]
   step = int(re.search(r'is not finite at step (\d+)', error)[1])
-  assert 'train_loss' in error
+  kept = int(re.search(r'last good checkpoint, of step (\d+)', error)[1])
   assert 'params_optimizer.learning_rate' in error and '--workdir' in error
-  assert f'the last good checkpoint, of step {step}, is kept' in error
-  assert step > 1 and tiny_runs.last_state(workdir)['checkpoint'] == step
+  assert 0 < kept < step
+  assert tiny_runs.last_state(workdir)['checkpoint'] == kept
+  for name, value in tiny_runs.last_state(workdir).items():
+    assert np.isfinite(value).all(), name
   assert [row['step'] for row in tiny_runs.rows(workdir)] == list(
     range(1, step + 1)
   )

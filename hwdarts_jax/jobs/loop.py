@@ -20,6 +20,7 @@ from absl import logging
 from etils import epath
 import jax
 from jax.experimental.compilation_cache import compilation_cache
+import jax.numpy as jnp
 import numpy as np
 
 from hwdarts_jax.data import pipeline
@@ -165,12 +166,10 @@ class Loop:
         progress.update(
           schedule.log_every_steps, {k: row[k] for k in self.shown}
         )
-        checkpoints.save(
-          step, state, {'pending': []}, force=step == schedule.num_steps
-        )
+        self._save(step, state, [], checkpoints, step == schedule.num_steps)
     if stop.received:
       pending += self._fetch(calls, checkpoints)
-      checkpoints.save(step, state, {'pending': pending}, force=True)
+      self._save(step, state, pending, checkpoints, True)
     checkpoints.wait()
     logging.info(
       '%s: %d steps in %.1f s',
@@ -187,18 +186,38 @@ class Loop:
       row = {k: float(v) for k, v in jax.device_get(metrics).items()}
       bad = sorted(k for k, v in row.items() if not math.isfinite(v))
       if bad:
-        last = max(checkpoints.steps(), default=None)
-        kept = (
-          'there is no checkpoint yet'
-          if last is None
-          else f'the last good checkpoint, of step {last}, is kept'
-        )
-        raise NonFiniteError(
-          f'{", ".join(bad)} is not finite at step {step}; '
-          f'{kept}. {self.advice}'
-        )
+        raise self._not_finite(', '.join(bad), step, checkpoints)
       rows.append(row)
     return rows
+
+  def _save(
+    self, step, state, pending, checkpoints: Checkpoints, force
+  ) -> None:
+    """Saves if due, but never a state from which no run can go on.
+
+    Params may overflow in the very step whose loss was finite.
+    """
+    if step % self.schedule.checkpoint_every_steps and not force:
+      return
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+      is_float = jnp.issubdtype(leaf.dtype, jnp.inexact)
+      if is_float and not np.isfinite(leaf.addressable_data(0)).all():
+        name = jax.tree_util.keystr(path).lstrip('.')
+        raise self._not_finite(name, step, checkpoints)
+    checkpoints.save(step, state, {'pending': pending}, force=force)
+
+  def _not_finite(self, what: str, step: int, checkpoints: Checkpoints):
+    """The error that says where it happened and what is left."""
+    checkpoints.wait()  # a save in flight is not listed
+    last = max(checkpoints.steps(), default=None)
+    kept = (
+      'there is no checkpoint yet'
+      if last is None
+      else f'the last good checkpoint, of step {last}, is kept'
+    )
+    return NonFiniteError(
+      f'{what} is not finite at step {step}; {kept}. {self.advice}'
+    )
 
 
 class StopSignal:
