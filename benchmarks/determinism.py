@@ -75,8 +75,9 @@ def kill_and_resume(workdir: pathlib.Path, seconds: float) -> list[int]:
   rng = np.random.default_rng(_SEED.value)
   saved = [0]
   for _ in range(_KILLS.value):
+    begun = time.time()
     process = start(workdir, True)
-    while process.poll() is None and last_row(workdir) <= saved[-1]:
+    while process.poll() is None and last_row(workdir, begun) <= saved[-1]:
       time.sleep(0.1)  # it compiles
     time.sleep(rng.uniform(0.0, 0.4) * seconds)
     process.kill()
@@ -88,8 +89,11 @@ def kill_and_resume(workdir: pathlib.Path, seconds: float) -> list[int]:
   return saved[1:]
 
 
-def last_row(workdir: pathlib.Path) -> int:
-  """The last step that the metrics of a search show."""
+def last_row(workdir: pathlib.Path, begun: float) -> int:
+  """The last step in the metrics, 0 if nothing was written since `begun`."""
+  path = workdir / 'metrics.jsonl'
+  if not path.exists() or path.stat().st_mtime < begun:
+    return 0
   return max((r['step'] for r in metrics.read(workdir)), default=0)
 
 

@@ -144,7 +144,7 @@ def search_config(
   config.hypergrad = {'name': 'lookahead'}
   config.objective = {
     'name': 'relative',
-    'multiplier': 0.01,
+    'multiplier': 0.003,
     'reference_ms': 0.0,
   }  # 0: expected at uniform gates
   _set_schedule(config, small, parsed.runlocal)
