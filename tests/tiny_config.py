@@ -39,7 +39,7 @@ def get_config(arg=None):
     eval_every_steps=0,
   )
   config.retrain.update(
-    num_epochs=4, batch_size=128, checkpoint_every_epochs=1, drop_path=0.1
+    num_epochs=4, batch_size=32, checkpoint_every_epochs=1, drop_path=0.1
   )
   if arg:  # what a user's own config may get wrong
     *sections, field = arg.split('.')

@@ -156,12 +156,12 @@ def table(tmp_path_factory) -> pathlib.Path:
   return path
 
 
-def write_table(path: pathlib.Path) -> None:
-  """Convolutions are slow, fixed ops and everything else are quick."""
+def write_table(path: pathlib.Path, **settings: int) -> None:
+  """Convolutions are slow, all else is quick; `settings` are of the spec."""
   from hwdarts_jax import spaces
   from hwdarts_jax.latency import table as table_lib
 
-  deploy = spaces.make('darts', **tiny('DEPLOY'))
+  deploy = spaces.make('darts', **tiny('DEPLOY') | settings)
   entries = {
     site.key(op): table_lib.Entry(
       1.0 + 0.1 * i if 'conv' in op else 0.1, None, None, None

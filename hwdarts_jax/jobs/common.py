@@ -73,27 +73,44 @@ def _sizes(spec: NetworkSpec) -> dict[str, tuple[int, int]]:
   return {name: group.shape for name, group in spec.groups().items()}
 
 
-def load_data(
-  data: Mapping[str, Any], split: str, spec: NetworkSpec, role: str = 'search'
-) -> sources.Dataset:
-  """Loads a split and checks that `spec` is made for it.
-
-  Args:
-    data: the section `config.data`.
-    split: 'train' or 'test'.
-    spec: whose networks will read the images.
-    role: of the spec in `config.space`, for messages.
-
-  Returns:
-    The data set.
+def load_data(data: Mapping[str, Any], split: str) -> sources.Dataset:
+  """Loads the split 'train' or 'test' of the section `config.data`.
 
   Raises:
-    ValueError: the set cannot be loaded, or its classes or image shape are not
-      those of the spec.
+    ValueError: the set cannot be loaded.
   """
-  dataset = sources.load(
+  return sources.load(
     data['name'], split, data['data_dir'], data['image_size'] or None
   )
+
+
+def fit_search_spec(
+  config: ml_collections.ConfigDict, dataset: sources.Dataset
+) -> None:
+  """Fills in the fields of `config.space.search` that are 0, for the data."""
+  height, _, channels = dataset.image_shape
+  facts = {
+    'num_classes': dataset.num_classes,
+    'image_size': height,
+    'image_channels': channels,
+  }
+  search = config.space.search
+  for name, value in facts.items():
+    if name in search and search[name] == 0:
+      search[name] = value
+
+
+def check_data(dataset: sources.Dataset, spec: NetworkSpec, role: str) -> None:
+  """Checks that a spec is made for a data set.
+
+  Args:
+    dataset: what is trained on.
+    spec: whose networks read the images.
+    role: of the spec in `config.space`, for messages.
+
+  Raises:
+    ValueError: classes or image shape differ.
+  """
   if dataset.num_classes != spec.num_classes:
     raise ValueError(
       f'space.{role}.num_classes is {spec.num_classes}, but data set '
@@ -109,7 +126,15 @@ def load_data(
       f'--config.space.{role}.image_channels={channels}, or resize with '
       '--config.data.image_size.'
     )
-  return dataset
+
+
+def residency(data: Mapping[str, Any]) -> bool | str:
+  """Where `config.data` wants the images: True, False or 'auto'.
+
+  The field is a text, so that is what the command line makes of true.
+  """
+  text = str(data['resident']).lower()
+  return {'true': True, 'false': False}.get(text, text)
 
 
 def check_fits(field: str, batch_size: int, dataset: sources.Dataset) -> None:

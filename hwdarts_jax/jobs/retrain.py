@@ -118,6 +118,11 @@ def make(config: ml_collections.ConfigDict) -> Training:
   """Builds everything from the config; see `run` for errors."""
   settings_lib.check(config.to_dict())
   settings = config.retrain
+  train, test = (
+    common.load_data(config.data.to_dict(), split)
+    for split in ('train', 'test')
+  )
+  common.fit_search_spec(config, train)
   specs = common.make_specs(config.space.to_dict())
   space: NetworkSpec = getattr(specs, settings.spec)
   if settings.inherit and settings.spec != 'search':
@@ -128,10 +133,7 @@ def make(config: ml_collections.ConfigDict) -> Training:
   network = network_lib.Network(
     derived, common.make_context(config.network.to_dict(), affine=True)
   )
-  train, test = (
-    common.load_data(config.data.to_dict(), split, space, settings.spec)
-    for split in ('train', 'test')
-  )
+  common.check_data(train, space, settings.spec)
   mesh = sharding.make_mesh(config.num_devices or None)
   sharding.check_batch(
     settings.batch_size,
@@ -208,7 +210,7 @@ def _train(training: Training, path: epath.Path) -> bool:
     training.train,
     settings.batch_size,
     training.config.seed,
-    resident=training.config.data.resident,
+    resident=common.residency(training.config.data),
     max_resident_mb=training.config.data.max_resident_mb,
     replicated=replicated,
     batch_sharding=sharding.batched(training.mesh, axis=1),

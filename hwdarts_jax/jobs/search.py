@@ -99,7 +99,10 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
 def make(config: ml_collections.ConfigDict) -> Search:
   """Builds everything from the config; see `run` for errors."""
   settings_lib.check(config.to_dict())
+  dataset = common.load_data(config.data.to_dict(), 'train')
+  common.fit_search_spec(config, dataset)
   specs = common.make_specs(config.space.to_dict())
+  common.check_data(dataset, specs.search, 'search')
   settings = config.search
   mesh = sharding.make_mesh(config.num_devices or None)
   sharding.check_batch(
@@ -109,7 +112,6 @@ def make(config: ml_collections.ConfigDict) -> Search:
     'search.batch_size',
   )
   latency = common.make_latency_model(config.latency.to_dict(), specs.deploy)
-  dataset = common.load_data(config.data.to_dict(), 'train', specs.search)
   train, val = search_split(dataset, config.data.split_seed)
   common.check_fits('search.batch_size', settings.batch_size, val)
   network = network_lib.Network(
@@ -175,7 +177,7 @@ def _search(search: Search, path: epath.Path) -> bool:
       half,
       settings.batch_size,
       2 * search.config.seed + i,
-      resident=search.config.data.resident,
+      resident=common.residency(search.config.data),
       max_resident_mb=search.config.data.max_resident_mb,
       replicated=sharding.replicated(search.mesh),
       batch_sharding=sharding.batched(search.mesh, axis=1),

@@ -12,6 +12,7 @@ import inspect
 import math
 from typing import Any, NamedTuple
 
+from hwdarts_jax import spaces
 from hwdarts_jax.bilevel import hypergrad, objective, relax
 from hwdarts_jax.runtime import optimizers
 
@@ -80,14 +81,21 @@ _FIELDS: dict[str, dict[str, _Rule]] = {
     'alphas_optimizer': _SECTION,
     'retrain': _SECTION,
   },
-  'space': {'name': _TEXT, 'search': _SECTION, 'deploy': _SECTION},
+  'space': {
+    'name': _among(*spaces.names()),
+    'search': _SECTION,
+    'deploy': _SECTION,
+  },
   'latency': {'table': _TEXT},
   'data': {
     'name': _TEXT,
     'data_dir': _TEXT,
     'image_size': _whole(0),
     'split_seed': _whole(0),
-    'resident': _among('auto', True, False),
+    'resident': _Rule(
+      "'auto', true or false",
+      lambda v: str(v).lower() in ('auto', 'true', 'false'),
+    ),
     'max_resident_mb': _NOT_NEGATIVE,
     'augment': _SECTION,
   },
