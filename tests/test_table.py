@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from hwdarts_jax.latency import table as table_lib
+from hwdarts_jax.latency import table_files
 from hwdarts_jax.latency.table import Entry, LatencyTable, NetworkRow, Series
 from hwdarts_jax.spaces import darts, discretize, nasbench201
 
@@ -215,7 +216,7 @@ def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
   path = tmp_path / 'table.json'
   table_lib.save(small_table(), path)
   before = path.read_bytes()
-  monkeypatch.setattr(table_lib, 'MAX_BYTES', 10)
+  monkeypatch.setattr(table_files, 'MAX_BYTES', 10)
   with pytest.raises(ValueError, match='the most that a table'):
     table_lib.save(small_table(device='other'), path)
   assert path.read_bytes() == before
@@ -456,7 +457,7 @@ def test_damaged_gzip_is_refused(tmp_path):
 
 
 def test_file_that_would_unpack_to_too_much_is_refused(tmp_path, monkeypatch):
-  monkeypatch.setattr(table_lib, 'MAX_BYTES', 2**20)
+  monkeypatch.setattr(table_files, 'MAX_BYTES', 2**20)
   path = tmp_path / 'bomb.json.gz'
   path.write_bytes(gzip.compress(b' ' * 2**21))
   with pytest.raises(ValueError, match='more than 1 MiB'):
@@ -494,7 +495,7 @@ def test_device_with_tables_of_two_spaces_needs_the_space(
     p.name.removesuffix('.json'): p
     for p in (tmp_path / 'latency_tables').iterdir()
   }
-  monkeypatch.setattr(table_lib, '_shipped', lambda: shipped)
+  monkeypatch.setattr(table_files, '_shipped', lambda: shipped)
   with pytest.raises(ValueError, match=r"more than one.*'b\.darts'"):
     table_lib.load('b')
   assert table_lib.load('b.mobile').space == 'mobile'
@@ -508,7 +509,7 @@ def test_installed_tables_are_found_beside_those_of_the_checkout(
   table_lib.save(table, folder / 'bench.mobile.json.gz')
   (folder / 'README.md').touch()
   monkeypatch.setattr(
-    table_lib.sysconfig, 'get_path', {'data': str(tmp_path)}.get
+    table_files.sysconfig, 'get_path', {'data': str(tmp_path)}.get
   )
   assert table_lib.load('bench') == table
   assert 'bench.mobile' in table_lib.available('mobile')

@@ -8,7 +8,14 @@ import pkgutil
 
 from hwdarts_jax.spaces.spec import Genotype, NetworkSpec
 
-_NOT_SPACES = ('spec', 'discretize')
+_NOT_SPACES = (
+  'checks',
+  'discretize',
+  'spec',
+  'spec_json',
+  'spec_sites',
+  'spec_types',
+)
 
 
 def names() -> list[str]:
