@@ -40,6 +40,7 @@ def test_a_workdir_says_what_made_it(finished, table):
   record = _record(finished[0], 'config.json')
   config = tiny_runs.tiny('get_config')()
   config.latency.table = str(table)
+  config.space.search.update(tiny_runs.tiny('SPEC'))  # zeros are filled in
   assert record['config'] == json.loads(config.to_json())
   assert {'python', 'jax', 'jaxlib', 'numpy'} <= set(record['versions'])
   search = spaces.make('darts', **tiny_runs.tiny('SPEC'))
@@ -349,8 +350,7 @@ def test_real_images_resident_or_streamed_are_the_same_search(
         'search.num_steps': 4,
       }
     )
-    for role in ('search', 'deploy'):
-      config.space[role].update(image_size=size, image_channels=channels)
+    config.space.deploy.update(image_size=size, image_channels=channels)
     search_job.run(config, str(tmp_path / resident))
     assert _record(tmp_path / resident)['search']['data'] == name
     states.append(tiny_runs.last_state(tmp_path / resident))

@@ -23,7 +23,8 @@ def get_config(arg=None):
     'tests/tiny_config.py', 'pixel4_cpu', 'space=darts,runlocal'
   )
   config.source = 'tests/tiny_config.py'
-  config.space = {'name': 'darts', 'search': SPEC, 'deploy': DEPLOY}
+  from_data = {'num_classes': 0, 'image_size': 0, 'image_channels': 0}
+  config.space = {'name': 'darts', 'search': SPEC | from_data, 'deploy': DEPLOY}
   config.network.bn_groups = 2
   config.network.depthwise = 'conv'  # compiles sooner
   config.hypergrad.name = 'first_order'

@@ -188,7 +188,7 @@ def of_search(path: epath.Path) -> str:
       f'Everything is in {path}: genotype.json, search.png, metrics.jsonl, '
       'tensorboard/, checkpoints/, config.json',
       'Next, train it:',
-      f'  {_retrain_command(path)}',
+      f'  {retrain_command(path)}',
     ]
   )
 
@@ -197,7 +197,7 @@ def _settings(spec: dict[str, Any]) -> str:
   return ', '.join(f'{k} {v}' for k, v in spec.items())
 
 
-def _retrain_command(path: epath.Path) -> str:
+def retrain_command(path: epath.Path) -> str:
   """The command that trains the genotype of a search, with its config."""
   config = json.loads((path / 'config.json').read_text())['config']
   flags = {'config': config['source']}
@@ -211,7 +211,8 @@ def _retrain_command(path: epath.Path) -> str:
 def _overrides(config: dict[str, Any]) -> dict[str, Any]:
   """What the command line changed in the config file, by dotted name.
 
-  Nothing where the file cannot be read any more.
+  Nothing where the file cannot be read any more. Zeros of the search spec are
+  left out: the data set fills them in again.
   """
   name, _, arg = config['source'].partition(':')
   try:
@@ -221,4 +222,21 @@ def _overrides(config: dict[str, Any]) -> dict[str, Any]:
   was, now = (
     traverse_util.flatten_dict(c, sep='.') for c in (original, config)
   )
-  return {k: v for k, v in now.items() if k not in was or was[k] != v}
+  changed = {
+    k: v
+    for k, v in now.items()
+    if was.get(k) != v
+    and not (k.startswith('space.search.') and was.get(k) == 0)
+  }
+  for name in [k for k in changed if k not in was]:
+    # No such field is in the file, so the whole section was given.
+    section = name.rpartition('.')[0]
+    changed = {
+      k: v for k, v in changed.items() if not k.startswith(f'{section}.')
+    }
+    changed[section] = {
+      k.removeprefix(f'{section}.'): v
+      for k, v in now.items()
+      if k.startswith(f'{section}.')
+    }
+  return changed
