@@ -256,6 +256,21 @@ def test_prior_is_scaled_to_whole_networks(name):
   )
 
 
+@every_space
+def test_a_few_networks_calibrate_a_table(name):
+  """Three measured networks, one of them off, set the scale of all."""
+  spec = _spec(name)
+  entries = _entries(spec)
+  one_hot = _random_one_hot(spec, 3)
+  sums = np.array(
+    [entries.of({g: p[i] for g, p in one_hot.items()}) for i in range(3)]
+  )
+  scaled = predictor.calibrate(entries, one_hot, sums * [1.5, 1.5, 9.0])
+  assert scaled.fixed == pytest.approx(1.5 * entries.fixed)
+  for group, costs in entries.per_op.items():
+    np.testing.assert_allclose(scaled.per_op[group], 1.5 * costs)
+
+
 def test_cells_without_a_path_are_left_out_of_the_fit():
   """Whatever was measured for them, nothing but the count changes."""
   spec = _spec()

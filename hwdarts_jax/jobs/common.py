@@ -182,6 +182,22 @@ class LatencyModel:
     return float(self.predict(discretize.one_hot(spec, genotype)))
 
 
+def load_table(latency: Mapping[str, Any]) -> table_lib.LatencyTable:
+  """Loads the table that the section `latency` names.
+
+  Raises:
+    ValueError: the table is unknown or broken.
+  """
+  try:
+    return table_lib.load(latency['table'])
+  except OSError as e:
+    raise ValueError(
+      f'latency.table is {latency["table"]!r}, which cannot be read '
+      f'({e.strerror}); give the path of a table or a name among '
+      f'{list(table_lib.available())}.'
+    ) from e
+
+
 def make_latency_model(
   latency: Mapping[str, Any], deploy: NetworkSpec
 ) -> LatencyModel:
@@ -193,14 +209,7 @@ def make_latency_model(
   Raises:
     ValueError: the table is unknown or broken, or does not cover `deploy`.
   """
-  try:
-    table = table_lib.load(latency['table'])
-  except OSError as e:
-    raise ValueError(
-      f'latency.table is {latency["table"]!r}, which cannot be read '
-      f'({e.strerror}); give the path of a table or a name among '
-      f'{list(table_lib.available())}.'
-    ) from e
+  table = load_table(latency)
   table.check_covers(deploy)
   prior = None
   if not table.missing_keys(deploy):
@@ -212,6 +221,8 @@ def make_latency_model(
   if table.has_networks(deploy):
     gates, measured = table.networks_one_hot(deploy)
   if prior is not None and len(measured) < predictor_lib.MIN_NETWORKS:
+    if len(measured):
+      prior = predictor_lib.calibrate(prior, gates, measured)
     fit = predictor_lib.from_table(deploy, prior)
   else:
     fit = predictor_lib.fit(deploy, gates, measured, prior)

@@ -118,6 +118,7 @@ def make(config: ml_collections.ConfigDict) -> Training:
   """Builds everything from the config; see `run` for errors."""
   settings_lib.check(config.to_dict())
   settings = config.retrain
+  common.load_table(config.latency)  # a typo need not wait for the data
   train, test = (
     common.load_data(config.data.to_dict(), split)
     for split in ('train', 'test')

@@ -99,10 +99,12 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
 def make(config: ml_collections.ConfigDict) -> Search:
   """Builds everything from the config; see `run` for errors."""
   settings_lib.check(config.to_dict())
+  common.load_table(config.latency)  # a typo need not wait for the data
   dataset = common.load_data(config.data.to_dict(), 'train')
   common.fit_search_spec(config, dataset)
   specs = common.make_specs(config.space.to_dict())
   common.check_data(dataset, specs.search, 'search')
+  latency = common.make_latency_model(config.latency.to_dict(), specs.deploy)
   settings = config.search
   mesh = sharding.make_mesh(config.num_devices or None)
   sharding.check_batch(
@@ -111,7 +113,6 @@ def make(config: ml_collections.ConfigDict) -> Search:
     mesh.size,
     'search.batch_size',
   )
-  latency = common.make_latency_model(config.latency.to_dict(), specs.deploy)
   train, val = search_split(dataset, config.data.split_seed)
   common.check_fits('search.batch_size', settings.batch_size, val)
   network = network_lib.Network(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import shlex
+import sys
 from typing import Any
 
 from etils import epath
@@ -203,9 +205,12 @@ def retrain_command(path: epath.Path) -> str:
   flags = {'config': config['source']}
   flags |= {f'config.{k}': v for k, v in _overrides(config).items()}
   flags |= {'config.job': 'retrain', 'config.retrain.search_workdir': str(path)}
-  return 'python -m hwdarts_jax.main ' + ' '.join(
-    shlex.quote(f'--{name}={value}') for name, value in flags.items()
-  )
+  # The interpreter of a virtual environment here need not be on the path.
+  python = os.path.relpath(sys.executable)
+  words = ['python' if python.startswith('..') else python]
+  words += ['-m', 'hwdarts_jax.main']
+  words += [f'--{name}={value}' for name, value in flags.items()]
+  return shlex.join(words)
 
 
 def _overrides(config: dict[str, Any]) -> dict[str, Any]:

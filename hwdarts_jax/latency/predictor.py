@@ -192,6 +192,22 @@ def from_table(
   return Fit(_variables(corner), card | {'held_out': None})
 
 
+def calibrate(
+  table: CostTable, one_hot: Mapping[str, np.ndarray], latency_ms: np.ndarray
+) -> CostTable:
+  """Scales a table by the median of measured over summed latency.
+
+  Args:
+    table: costs of ops.
+    one_hot: whole networks: for each group f[N, E, O].
+    latency_ms: what they were measured at, f[N].
+  """
+  sums = _prior_ms(table.fixed, table.per_op, one_hot)
+  ratio = float(np.median(latency_ms / sums))
+  scaled = {name: ratio * costs for name, costs in table.per_op.items()}
+  return CostTable(per_op=scaled, fixed=ratio * table.fixed, unit=table.unit)
+
+
 def fit(
   spec: NetworkSpec,
   one_hot: Mapping[str, np.ndarray],
@@ -329,10 +345,8 @@ class _Data:
     """Costs that are not negative: scaled from the prior, or fitted."""
     paid = _take(all_paid, rows)
     if self._prior is not None:
-      sums = _prior_ms(self._prior.fixed, self._prior.per_op, paid)
-      ratio = float(np.median(self._ms[rows] / sums))
-      scaled = {g: ratio * c for g, c in self._prior.per_op.items()}
-      return ratio * self._prior.fixed, scaled
+      scaled = calibrate(self._prior, paid, self._ms[rows])
+      return scaled.fixed, scaled.per_op
     flat = [p.reshape(len(rows), -1) for p in paid.values()]
     x = np.concatenate([np.ones((len(rows), 1)), *flat], axis=1)
     solution, _ = optimize.nnls(x * unit[:, None], self._ms[rows] * unit)
