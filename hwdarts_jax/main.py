@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import os
 import pathlib
 import pkgutil
 import re
@@ -75,9 +76,9 @@ def main(argv: list[str]) -> None:
     raise ValueError(f'config.job is {config.job!r}; known are {job_names()}.')
   if flags.FLAGS.multihost:
     jax.distributed.initialize()
-  jax.config.update(
-    'jax_compilation_cache_dir', str(pathlib.Path(_CACHE).expanduser())
-  )
+  if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
+    cache = str(pathlib.Path(_CACHE).expanduser())
+    jax.config.update('jax_compilation_cache_dir', cache)
   workdir = _WORKDIR.value or default_workdir(config)
   job = importlib.import_module(f'hwdarts_jax.jobs.{config.job}')
   job.run(config, workdir)

@@ -125,7 +125,10 @@ def test_a_command_that_cannot_be_is_one_message(
     ({'search.num_steps': 15}, ['num_steps', '15', 'log_every_steps']),
     ({'search.num_steps': 0}, ['search.num_steps', '0', 'at least 1']),
     ({'search.batch_size': 9}, ['search.batch_size', '9', '8 or 10']),
-    ({'search.batch_size': 8000}, ['batch_size', '8000', '719']),
+    ({'search.eval_every_steps': 3}, ['eval_every_steps', '3', 'multiple']),
+    ({'seed': 2**40}, ['seed', str(2**40), '2**31']),
+    ({'network.dtype': 'float64'}, ['network.dtype', 'JAX_ENABLE_X64']),
+    ({'search.batch_size': 8000}, ['batch_size', '8000', '718']),
     ({'search.eval_batch_size': 0}, ['eval_batch_size', '0', 'at least 1']),
     ({'network.bn_groups': 3}, ['search.batch_size', '8', '3']),
     ({'network.dtype': 'float8'}, ['network.dtype', 'float8', 'bfloat16']),
@@ -279,7 +282,7 @@ def test_a_table_with_a_bad_entry_is_refused(
         'retrain.spec': 'deploy',
         'space.deploy.num_classes': 7,
       },
-      ['space.deploy.num_classes', '10', '7'],
+      ['entries are missing', 'dense/1x1x8/7/s1'],
     ),
     (
       {'retrain.genotype': 'good', 'latency.table': 'pixel4_cpu'},
@@ -414,7 +417,7 @@ def test_the_printed_command_trains_the_genotype(nursery, finished, tmp_path):
   args = shlex.split(line)
   # What the data set filled in is not repeated.
   assert 'image_size' not in line
-  assert args[:3] == ['python', '-m', 'hwdarts_jax.main']
+  assert args[0].endswith('python') and args[1:3] == ['-m', 'hwdarts_jax.main']
   result = nursery.run(
     *args[3:], f'--workdir={tmp_path / "run"}', '--config.retrain.num_epochs=1'
   )
@@ -423,6 +426,27 @@ def test_the_printed_command_trains_the_genotype(nursery, finished, tmp_path):
   trained = json.loads((tmp_path / 'run' / 'retrain.json').read_text())
   assert trained['genotype'] == found['genotype']
   assert trained['deploy']['predicted_ms'] == found['deploy']['predicted_ms']
+
+
+def test_the_deploy_network_is_trained_on_the_images_that_there_are(
+  nursery, finished, tmp_path
+):
+  """Depth and width are kept; its latency is still that of its own input."""
+  line = next(x for x in finished[1].out.splitlines() if 'retrain' in x)
+  result = nursery.run(
+    *shlex.split(line)[3:],
+    f'--workdir={tmp_path / "run"}',
+    '--config.retrain.num_epochs=1',
+    '--config.retrain.spec=deploy',
+    '--config.data.image_size=6',
+    '--config.space.search.image_size=6',
+  )
+  assert result.code == 0, result.err
+  record = json.loads((tmp_path / 'run' / 'retrain.json').read_text())
+  trained, deploy = record['trained'], record['deploy']
+  assert trained['spec']['image_size'] == 6 != deploy['spec']['image_size']
+  assert trained['spec']['features'] == deploy['spec']['features']
+  assert trained['macs'] < deploy['macs']
 
 
 def test_the_printed_command_repeats_sections_with_more_fields(

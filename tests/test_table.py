@@ -4,7 +4,11 @@ import dataclasses
 import gzip
 import json
 import math
+import os
 import pathlib
+import shutil
+import subprocess
+import sys
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -501,19 +505,25 @@ def test_device_with_tables_of_two_spaces_needs_the_space(
   assert table_lib.load('b.mobile').space == 'mobile'
 
 
-def test_installed_tables_are_found_beside_those_of_the_checkout(
-  tmp_path, monkeypatch
-):
-  table = small_table(space='mobile')
-  folder = tmp_path / 'share' / 'hwdarts_jax' / 'latency_tables'
-  table_lib.save(table, folder / 'bench.mobile.json.gz')
-  (folder / 'README.md').touch()
-  monkeypatch.setattr(
-    table_files.sysconfig, 'get_path', {'data': str(tmp_path)}.get
+def test_tables_are_found_without_a_checkout(tmp_path):
+  """A copy of the package alone, as a wheel installs it, has its tables."""
+  package = pathlib.Path(table_files.__file__).parents[1]
+  shutil.copytree(
+    package,
+    tmp_path / 'hwdarts_jax',
+    ignore=shutil.ignore_patterns('__pycache__'),
   )
-  assert table_lib.load('bench') == table
-  assert 'bench.mobile' in table_lib.available('mobile')
-  assert 'pixel4_cpu.nasbench201' in table_lib.available()
+  code = 'from hwdarts_jax.latency import table; print(*table.available())'
+  names = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=tmp_path,
+    env={**os.environ, 'PYTHONPATH': str(tmp_path)},
+    capture_output=True,
+    text=True,
+    check=True,
+  ).stdout.split()
+  assert names == list(table_lib.available())
+  assert 'pixel4_cpu.nasbench201' in names
 
 
 def test_arrays_are_read_only():

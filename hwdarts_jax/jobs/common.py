@@ -88,16 +88,32 @@ def fit_search_spec(
   config: ml_collections.ConfigDict, dataset: sources.Dataset
 ) -> None:
   """Fills in the fields of `config.space.search` that are 0, for the data."""
+  search = config.space.search
+  for name, value in _facts(dataset).items():
+    if name in search and search[name] == 0:
+      search[name] = value
+
+
+def trained_settings(
+  config: ml_collections.ConfigDict, role: str, dataset: sources.Dataset
+) -> dict[str, Any]:
+  """Settings of the space whose networks are trained in a role.
+
+  'deploy' keeps its depth and width, but reads the images that there are: its
+  own input and classes say what the latencies were measured on.
+  """
+  settings = section(config, 'space', role)
+  return settings | (_facts(dataset) if role == 'deploy' else {})
+
+
+def _facts(dataset: sources.Dataset) -> dict[str, int]:
+  """What a space must know of a data set."""
   height, _, channels = dataset.image_shape
-  facts = {
+  return {
     'num_classes': dataset.num_classes,
     'image_size': height,
     'image_channels': channels,
   }
-  search = config.space.search
-  for name, value in facts.items():
-    if name in search and search[name] == 0:
-      search[name] = value
 
 
 def check_data(dataset: sources.Dataset, spec: NetworkSpec, role: str) -> None:
@@ -156,6 +172,14 @@ def make_context(network: Mapping[str, Any], affine: bool) -> ops.Context:
   name = settings.pop('dtype')
   if name not in DTYPES:
     raise ValueError(f'network.dtype is {name!r}; known are {sorted(DTYPES)}.')
+  if (
+    name == 'float64'
+    and jax.dtypes.canonicalize_dtype(np.float64) != np.float64
+  ):
+    raise ValueError(
+      "network.dtype is 'float64', which jax has switched off: set the "
+      'environment variable JAX_ENABLE_X64=1.'
+    )
   if settings['depthwise'] == 'auto':
     # Grouped convolutions are up to 70 times slower than shifted sums on CPU.
     on_cpu = jax.default_backend() == 'cpu'
@@ -223,7 +247,7 @@ def make_latency_model(
   if prior is not None and len(measured) < predictor_lib.MIN_NETWORKS:
     if len(measured):
       prior = predictor_lib.calibrate(prior, gates, measured)
-    fit = predictor_lib.from_table(deploy, prior)
+    fit = predictor_lib.from_table(deploy, prior, len(measured))
   else:
     fit = predictor_lib.fit(deploy, gates, measured, prior)
   model = predictor_lib.LatencyPredictor(deploy)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from hwdarts_jax import spaces
 from hwdarts_jax.bilevel import update as update_lib
 from hwdarts_jax.data import pipeline, sources
 from hwdarts_jax.jobs import common, summary
@@ -62,6 +63,8 @@ class Training:
   Attributes:
     config: the resolved config.
     specs: search and deploy, with all their choices.
+    trained: settings of the space whose network is trained.
+    space: that space.
     genotype: the architecture.
     latency: of the deploy spec; here, so that a table that lacks it is found
       before the training.
@@ -76,6 +79,8 @@ class Training:
 
   config: ml_collections.ConfigDict
   specs: common.Specs
+  trained: dict[str, Any]
+  space: NetworkSpec
   genotype: Genotype
   latency: common.LatencyModel
   network: network_lib.Network
@@ -125,7 +130,8 @@ def make(config: ml_collections.ConfigDict) -> Training:
   )
   common.fit_search_spec(config, train)
   specs = common.make_specs(config.space.to_dict())
-  space: NetworkSpec = getattr(specs, settings.spec)
+  trained = common.trained_settings(config, settings.spec, train)
+  space = spaces.make(config.space.name, **trained)
   if settings.inherit and settings.spec != 'search':
     raise ValueError(
       "retrain.inherit needs retrain.spec 'search', whose supernet was trained."
@@ -155,6 +161,8 @@ def make(config: ml_collections.ConfigDict) -> Training:
   return Training(
     config,
     specs,
+    trained,
+    space,
     genotype,
     common.make_latency_model(config.latency.to_dict(), specs.deploy),
     network,
@@ -254,7 +262,10 @@ def _inherited(training: Training, variables):
   """Takes the variables over from the last checkpoint of the search."""
   folder = epath.Path(training.config.retrain.search_workdir)
   search = search_job.make(training.config)
-  template = update_lib.init_state(search.problem, training.config.seed, 0.0)
+  template = search_job.as_dtype(
+    update_lib.init_state(search.problem, training.config.seed, 0.0),
+    search.problem,
+  )
   with Checkpoints(folder / 'checkpoints', read_only=True) as checkpoints:
     restored = checkpoints.restore_latest(template)
   if restored is None:

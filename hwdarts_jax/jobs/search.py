@@ -114,7 +114,13 @@ def make(config: ml_collections.ConfigDict) -> Search:
     'search.batch_size',
   )
   train, val = search_split(dataset, config.data.split_seed)
-  common.check_fits('search.batch_size', settings.batch_size, val)
+  smaller = min(train, val, key=lambda half: half.num_examples)
+  common.check_fits('search.batch_size', settings.batch_size, smaller)
+  if settings.eval_every_steps % settings.log_every_steps:
+    raise ValueError(
+      f'search.eval_every_steps is {settings.eval_every_steps}; it must be 0 '
+      f'or a multiple of search.log_every_steps = {settings.log_every_steps}.'
+    )
   network = network_lib.Network(
     specs.search, common.make_context(config.network.to_dict(), affine=False)
   )
@@ -169,7 +175,7 @@ def _search(search: Search, path: epath.Path) -> bool:
     search.problem, search.config.seed, search.config.objective.multiplier
   )
   state = jax.device_put(
-    _as_dtype(state, search.problem), sharding.replicated(search.mesh)
+    as_dtype(state, search.problem), sharding.replicated(search.mesh)
   )
   evaluate = _Evaluation(search)
   # Two seeds, or the halves would be walked in step.
@@ -302,7 +308,7 @@ def _count_correct(search: Search, state, batch) -> jax.Array:
   )
 
 
-def _as_dtype(state, problem: update_lib.Problem):
+def as_dtype(state, problem: update_lib.Problem):
   """Casts the state to float64 if the network computes in it."""
   if problem.network.context.dtype != jnp.float64:
     return state

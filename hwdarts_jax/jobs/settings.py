@@ -61,12 +61,16 @@ _BELOW_ONE = _Rule(
   'a number, at least 0 and below 1', lambda v: _is_number(v) and 0 <= v < 1
 )
 
+_SEED = _Rule(
+  'a whole number from 0 to 2**31 - 1',
+  lambda v: _is_whole(v) and 0 <= v < 2**31,
+)
 _AUGMENT = {'pad': _whole(0), 'flip': _FLAG, 'cutout': _whole(0)}
 _FIELDS: dict[str, dict[str, _Rule]] = {
   '': {
     'source': _TEXT,
     'job': _TEXT,
-    'seed': _whole(0),
+    'seed': _SEED,
     'num_devices': _whole(0),
     'deterministic': _FLAG,
     'space': _SECTION,
@@ -91,7 +95,7 @@ _FIELDS: dict[str, dict[str, _Rule]] = {
     'name': _TEXT,
     'data_dir': _TEXT,
     'image_size': _whole(0),
-    'split_seed': _whole(0),
+    'split_seed': _SEED,
     'resident': _Rule(
       "'auto', true or false",
       lambda v: str(v).lower() in ('auto', 'true', 'false'),

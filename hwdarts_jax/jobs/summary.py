@@ -88,7 +88,6 @@ def retrain_record(training, accuracy: dict[str, float]) -> dict[str, Any]:
   config, deploy = training.config, training.specs.deploy
   role = config.retrain.spec
   latency = training.latency
-  trained = getattr(training.specs, role)
   return {
     'space': training.genotype.space,
     'genotype': training.genotype.to_dict(),
@@ -96,12 +95,12 @@ def retrain_record(training, accuracy: dict[str, float]) -> dict[str, Any]:
     'seed': config.seed,
     'trained': {
       'role': role,
-      'spec': config.space[role].to_dict(),
-      'spec_hash': trained.spec_hash(),
+      'spec': training.trained,
+      'spec_hash': training.space.spec_hash(),
       'data': config.data.name,
       'num_epochs': config.retrain.num_epochs,
       'inherited': config.retrain.inherit,
-      **common.costs(trained, training.genotype),
+      **common.costs(training.space, training.genotype),
       **accuracy,
     },
     'deploy': {
@@ -156,13 +155,6 @@ def of_search(path: epath.Path) -> str:
   """The summary of a finished search, read from its workdir."""
   record = json.loads((path / 'genotype.json').read_text())
   deploy, search = record['deploy'], record['search']
-  held_out = deploy['predictor']['held_out']
-  error = (
-    'no whole network was measured'
-    if held_out is None
-    else f'held-out error {held_out["mape_percent"]:.1f} % mean, '
-    f'{held_out["within_10_percent"]:.1f} % within 10 %'
-  )
   spec = _settings(deploy['spec'])
   accuracy = f'{100 * search["supernet_val_accuracy"]:.1f} %'
   return '\n'.join(
@@ -171,7 +163,8 @@ def of_search(path: epath.Path) -> str:
       f'Architecture found ({record["space"]}, seed {record["seed"]}):',
       f'  {record["text"]}',
       f'As deployed ({spec}), on {deploy["device"]}:',
-      f'  predicted latency  {deploy["predicted_ms"]:.2f} ms ({error})',
+      f'  predicted latency  {deploy["predicted_ms"]:.2f} ms '
+      f'({_confidence(deploy)})',
       f'  MACs               {deploy["macs"] / 1e6:.2f} M',
       f'  parameters         {deploy["params"] / 1e6:.4f} M',
       f'As searched ({_settings(search["spec"])}), on {search["data"]}:',
@@ -192,6 +185,22 @@ def of_search(path: epath.Path) -> str:
       'Next, train it:',
       f'  {retrain_command(path)}',
     ]
+  )
+
+
+def _confidence(deploy: dict[str, Any]) -> str:
+  """How far the predicted latency can be trusted, in words."""
+  card, ms = deploy['predictor'], deploy['predicted_ms']
+  if card['held_out'] is None:
+    rows = card['rows']
+    return f'sum of op entries, scaled by {rows} whole networks'
+  low, high = card['measured_ms']
+  if not low <= ms <= high:
+    return f'extrapolated: measured networks take {low:.2f} to {high:.2f} ms'
+  error = card['held_out']
+  return (
+    f'held-out error {error["mape_percent"]:.1f} % mean, '
+    f'{error["within_10_percent"]:.1f} % within 10 %'
   )
 
 

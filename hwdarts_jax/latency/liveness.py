@@ -50,9 +50,12 @@ def paid_ops(
 def is_connected(
   spec: NetworkSpec, one_hot: Mapping[str, np.ndarray]
 ) -> np.ndarray:
-  """bool[N]: architectures with an op on a path from input to output."""
+  """bool[N]: architectures that have a path from input to output.
+
+  Every group must have one, since the cells of a network follow each other.
+  """
   paid = paid_ops(spec, one_hot, 'compiled')
-  return np.asarray(np.stack([p.any((1, 2)) for p in paid.values()]).any(0))
+  return np.asarray(np.stack([p.any((1, 2)) for p in paid.values()]).all(0))
 
 
 def has_dead_ops(spec: NetworkSpec) -> bool:

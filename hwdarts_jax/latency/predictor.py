@@ -183,13 +183,22 @@ class _Corner:
     return np.maximum(ms, self.floor_ms)
 
 
-def from_table(
-  spec: NetworkSpec, table: CostTable, semantics: str = 'eager'
-) -> Fit:
-  """The additive predictor that a table of op entries gives by itself."""
-  corner = _Corner(spec, semantics, table.fixed, table.per_op, np.zeros(1), 0.0)
-  card = {'model': 'sum of table entries', 'semantics': semantics, 'rows': 0}
-  return Fit(_variables(corner), card | {'held_out': None})
+def from_table(spec: NetworkSpec, table: CostTable, rows: int = 0) -> Fit:
+  """The additive predictor that a table of op entries gives by itself.
+
+  Args:
+    spec: the space.
+    table: costs of ops, in ms.
+    rows: whole networks that `table` was calibrated on, for the card.
+  """
+  corner = _Corner(spec, 'eager', table.fixed, table.per_op, np.zeros(1), 0.0)
+  card = {
+    'model': 'sum of table entries',
+    'semantics': 'eager',
+    'rows': rows,
+    'held_out': None,
+  }
+  return Fit(_variables(corner), card)
 
 
 def calibrate(
@@ -264,7 +273,8 @@ def fit(
     'disconnected_rows_left_out': int((~connected).sum()),
     'penalty': penalty,
     'fixed_ms': corner.fixed,
-    'floor_ms': corner.floor_ms,
+    'floor_ms': corner.floor_ms if is_enumerable(spec) else None,
+    'measured_ms': [float(latency_ms.min()), float(latency_ms.max())],
     'held_out': report,
   }
   return Fit(_variables(corner), card)
@@ -293,7 +303,10 @@ def _choose(spec, one_hot, latency_ms, prior, rows) -> tuple[str, float]:
   the least to say is taken: the one under which fewer ops cost anything, then
   the larger penalty. It errs least on architectures unlike the measured ones.
   """
-  candidates = liveness.SEMANTICS if liveness.has_dead_ops(spec) else ('eager',)
+  # Only an enumerable space keeps one figure for each architecture; what the
+  # other form of the predictor evaluates has no dead ops.
+  dead = is_enumerable(spec) and liveness.has_dead_ops(spec)
+  candidates = liveness.SEMANTICS if dead else ('eager',)
   folds = np.array_split(rows[:_MAX_VALIDATED], _NUM_FOLDS)
   errors: dict[tuple[str, float], list[np.ndarray]] = {}
   for semantics in candidates:
@@ -332,6 +345,8 @@ class _Data:
     # floor, where only ops on a path cost anything.
     least, _ = self._costs(rows, unit, self._on_path)
     floor_ms = max(fixed, min(least, float(self._ms[rows].min())))
+    if not is_enumerable(self._spec):
+      floor_ms = -np.inf  # a maximum is not linear in the gates
     rest = self._ms[rows] - _prior_ms(fixed, per_op, _take(self._paid, rows))
     x, y = self._features[rows] * unit[:, None], rest * unit
     return {

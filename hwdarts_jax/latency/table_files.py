@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import sysconfig
 import uuid
 import zlib
 
@@ -99,20 +98,14 @@ def write(path: epath.PathLike, data: bytes) -> None:
 
 def _shipped() -> dict[str, epath.Path]:
   """Paths of the shipped tables by ``device.space``."""
-  root = epath.Path(__file__).parents[2]
-  folders = (
-    epath.Path(sysconfig.get_path('data')) / 'share' / 'hwdarts_jax',
-    root / 'share' / 'hwdarts_jax',  # after `pip install --target`
-    root,  # in a checkout, which comes first
-  )
-  found = {}
-  for folder in (f / 'latency_tables' for f in folders):
-    for path in folder.iterdir() if folder.is_dir() else ():
-      for suffix in _SUFFIXES:
-        if path.name.endswith(suffix) and not path.name.startswith('.'):
-          found[path.name.removesuffix(suffix)] = path
-          break
-  return found
+  # In a checkout this is a link to the folder at its root.
+  folder = epath.Path(__file__).parents[1] / 'latency_tables'
+  return {
+    path.name.removesuffix(suffix): path
+    for path in folder.iterdir()
+    for suffix in _SUFFIXES
+    if path.name.endswith(suffix) and not path.name.startswith('.')
+  }
 
 
 def _check_size(size: int) -> None:
