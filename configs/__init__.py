@@ -1,1 +1,1 @@
-"""Configs: one file a target, `get_config(arg)` and `sweep_*` generators."""
+"""Configs: one file a target, with `get_config(arg)`."""
