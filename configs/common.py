@@ -120,6 +120,20 @@ def search_config(
     'max_resident_mb': 2048,
     'augment': _augment(parsed.dataset),
   }
+  _set_method(config)
+  _set_schedule(config, small, parsed.runlocal)
+  config.retrain = _retrain(parsed.dataset, small, parsed.runlocal)
+  return config
+
+
+def _augment(dataset: str) -> dict[str, Any]:
+  if dataset == 'digits':  # a mirrored digit is another sign
+    return {'pad': 1, 'flip': False, 'cutout': 4}
+  return {'pad': 4, 'flip': dataset != 'mnist', 'cutout': 0}
+
+
+def _set_method(config) -> None:
+  """Sets the sections that say how alphas are found."""
   config.network = {
     'bn_groups': 8,
     'bn_momentum': 0.9,
@@ -137,15 +151,6 @@ def search_config(
     'multiplier': 0.003,
     'reference_ms': 0.0,
   }  # 0: expected at uniform gates
-  _set_schedule(config, small, parsed.runlocal)
-  config.retrain = _retrain(parsed.dataset, small, parsed.runlocal)
-  return config
-
-
-def _augment(dataset: str) -> dict[str, Any]:
-  if dataset == 'digits':  # a mirrored digit is another sign
-    return {'pad': 1, 'flip': False, 'cutout': 4}
-  return {'pad': 4, 'flip': dataset != 'mnist', 'cutout': 0}
 
 
 def _set_schedule(config, small: bool, runlocal: bool) -> None:

@@ -121,6 +121,27 @@ def make(config: ml_collections.ConfigDict) -> Search:
       f'search.eval_every_steps is {settings.eval_every_steps}; it must be 0 '
       f'or a multiple of search.log_every_steps = {settings.log_every_steps}.'
     )
+  problem = _make_problem(config, specs, latency)
+  augment = pipeline.Augment(**common.section(config, 'data', 'augment'))
+  schedule = loop_lib.Schedule(
+    settings.num_steps,
+    settings.log_every_steps,
+    settings.checkpoint_every_steps,
+    settings.steps_per_call,
+    settings.keep_checkpoints,
+  )
+  return Search(
+    config, specs, latency, problem, train, val, mesh, augment, schedule
+  )
+
+
+def _make_problem(
+  config: ml_collections.ConfigDict,
+  specs: common.Specs,
+  latency: common.LatencyModel,
+) -> update_lib.Problem:
+  """What is optimized, from the sections of the config."""
+  settings = config.search
   network = network_lib.Network(
     specs.search, common.make_context(config.network.to_dict(), affine=False)
   )
@@ -133,7 +154,7 @@ def make(config: ml_collections.ConfigDict) -> Search:
   )
   params_settings = common.section(config, 'params_optimizer')
   hypergrad_settings = common.section(config, 'hypergrad')
-  problem = update_lib.Problem(
+  return update_lib.Problem(
     network=network,
     latency=latency.predict,
     params_optimizer=settings_lib.make_optimizer(
@@ -154,17 +175,6 @@ def make(config: ml_collections.ConfigDict) -> Search:
     hypergrad_settings=hypergrad_settings,
     objective=config.objective.name,
     reference_ms=reference_ms,
-  )
-  augment = pipeline.Augment(**common.section(config, 'data', 'augment'))
-  schedule = loop_lib.Schedule(
-    settings.num_steps,
-    settings.log_every_steps,
-    settings.checkpoint_every_steps,
-    settings.steps_per_call,
-    settings.keep_checkpoints,
-  )
-  return Search(
-    config, specs, latency, problem, train, val, mesh, augment, schedule
   )
 
 
