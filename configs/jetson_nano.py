@@ -1,6 +1,8 @@
 """Search for the Jetson Nano's GPU in fp16.
 
 python -m hwdarts_jax.main --config=configs/jetson_nano.py
+
+Expected, seed 0 on 2 cores with other work on them, 57 s: a cell of 5.80 ms.
 """
 
 from configs import common

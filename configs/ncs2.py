@@ -1,6 +1,9 @@
 """Search for the Intel Neural Compute Stick 2.
 
 python -m hwdarts_jax.main --config=configs/ncs2.py
+
+Expected, seed 0 on 2 cores with other work on them, 82 s: a cell of 1.06 ms,
+extrapolated: the fastest measured one takes 2.8 ms.
 """
 
 from configs import common

@@ -1,6 +1,8 @@
 """Search for the Raspberry Pi 4's CPU.
 
 python -m hwdarts_jax.main --config=configs/raspberry_pi4.py
+
+Expected, seed 0 on 2 cores with other work on them, 69 s: a cell of 51.7 ms.
 """
 
 from configs import common
