@@ -31,6 +31,7 @@ import numpy as np
 from hwdarts_jax import oracle
 from hwdarts_jax.jobs import common
 from hwdarts_jax.latency import predictor
+from hwdarts_jax.latency import table as table_lib
 from hwdarts_jax.spaces import nasbench201
 from hwdarts_jax.spaces.spec import Genotype
 
@@ -118,7 +119,8 @@ def judge(workdir: pathlib.Path) -> dict[str, Any]:
 def predicted_ms() -> np.ndarray:
   """Predicted latency of all cells, f64[15625] ms."""
   deploy = nasbench201.make()
-  model = common.make_latency_model({'table': _DEVICE.value}, deploy)
+  table = table_lib.load(_DEVICE.value)
+  model = common.make_latency_model(table, deploy)
   return np.asarray(model.predict(predictor.corners(deploy)), np.float64)
 
 

@@ -223,17 +223,16 @@ def load_table(latency: Mapping[str, Any]) -> table_lib.LatencyTable:
 
 
 def make_latency_model(
-  latency: Mapping[str, Any], deploy: NetworkSpec
+  table: table_lib.LatencyTable, deploy: NetworkSpec
 ) -> LatencyModel:
-  """Fits the predictor to the table that the section `latency` names.
+  """Fits the predictor to a table.
 
   Whole networks are fitted, on top of the sum of op entries where the table
   has both; fewer than `predictor.MIN_NETWORKS` only scale that sum.
 
   Raises:
-    ValueError: the table is unknown or broken, or does not cover `deploy`.
+    ValueError: the table does not cover `deploy`.
   """
-  table = load_table(latency)
   table.check_covers(deploy)
   prior = None
   if not table.missing_keys(deploy):

@@ -197,7 +197,7 @@ class Loop:
 
     Params may overflow in the very step whose loss was finite.
     """
-    if step % self.schedule.checkpoint_every_steps and not force:
+    if not checkpoints.is_due(step, force):
       return
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
       is_float = jnp.issubdtype(leaf.dtype, jnp.inexact)

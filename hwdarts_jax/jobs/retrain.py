@@ -123,7 +123,8 @@ def make(config: ml_collections.ConfigDict) -> Training:
   """Builds everything from the config; see `run` for errors."""
   settings_lib.check(config.to_dict())
   settings = config.retrain
-  common.load_table(config.latency)  # a typo need not wait for the data
+  # First: a typo need not wait for the data.
+  table = common.load_table(config.latency)
   train, test = (
     common.load_data(config.data.to_dict(), split)
     for split in ('train', 'test')
@@ -164,7 +165,7 @@ def make(config: ml_collections.ConfigDict) -> Training:
     trained,
     space,
     genotype,
-    common.make_latency_model(config.latency.to_dict(), specs.deploy),
+    common.make_latency_model(table, specs.deploy),
     network,
     settings_lib.make_optimizer(
       'retrain.optimizer', optimizer, schedule.num_steps

@@ -99,12 +99,13 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
 def make(config: ml_collections.ConfigDict) -> Search:
   """Builds everything from the config; see `run` for errors."""
   settings_lib.check(config.to_dict())
-  common.load_table(config.latency)  # a typo need not wait for the data
+  # First: a typo need not wait for the data.
+  table = common.load_table(config.latency)
   dataset = common.load_data(config.data.to_dict(), 'train')
   common.fit_search_spec(config, dataset)
   specs = common.make_specs(config.space.to_dict())
   common.check_data(dataset, specs.search, 'search')
-  latency = common.make_latency_model(config.latency.to_dict(), specs.deploy)
+  latency = common.make_latency_model(table, specs.deploy)
   settings = config.search
   mesh = sharding.make_mesh(config.num_devices or None)
   sharding.check_batch(

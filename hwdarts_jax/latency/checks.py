@@ -24,11 +24,6 @@ def is_number(value: Any) -> bool:
   )  # false for NaN as well
 
 
-def is_int(value: Any) -> bool:
-  """Whether `value` is a whole number; a bool is none."""
-  return isinstance(value, int) and not isinstance(value, bool)
-
-
 def is_hash(value: Any) -> bool:
   """Whether `value` looks like what `NetworkSpec.spec_hash` returns."""
   return (

@@ -9,7 +9,6 @@ from hwdarts_jax.latency.checks import (
   check,
   is_date,
   is_hash,
-  is_int,
   is_json,
   is_number,
 )
@@ -21,6 +20,7 @@ from hwdarts_jax.latency.table_types import (
   SCHEMA,
   Series,
 )
+from hwdarts_jax.spaces.checks import is_int
 from hwdarts_jax.spaces.spec import Genotype
 
 if TYPE_CHECKING:

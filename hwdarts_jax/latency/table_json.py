@@ -7,9 +7,10 @@ import dataclasses
 import json
 from typing import Any, TYPE_CHECKING
 
-from hwdarts_jax.latency.checks import check, is_int
+from hwdarts_jax.latency.checks import check
 from hwdarts_jax.latency.series import layout
 from hwdarts_jax.latency.table_types import Entry, NetworkRow, SCHEMA, Series
+from hwdarts_jax.spaces.checks import is_int
 from hwdarts_jax.spaces.spec import Genotype
 
 if TYPE_CHECKING:

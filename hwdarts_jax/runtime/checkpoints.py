@@ -30,7 +30,6 @@ _STATE = 'state'
 _INFO = 'info'
 _DIGESTS = 'digests.json'
 _TMP = '.orbax-checkpoint-tmp'  # what Orbax adds to a step until the commit
-_MAX_SHOWN = 5
 
 State = TypeVar('State')
 
@@ -135,7 +134,7 @@ class Checkpoints:
     Raises:
       ValueError: an array of the state has no values.
     """
-    if (step % self._every and not force) or step in self.steps():
+    if not self.is_due(step, force):
       return False
     info = _info(step, state, extra or {})
     self.wait()  # Orbax would, but the thread still needs the old `_saving`
@@ -147,6 +146,10 @@ class Checkpoints:
       ),
       force=True,
     )
+
+  def is_due(self, step: int, force: bool = False) -> bool:
+    """Whether `save` would write a checkpoint of `step`."""
+    return (force or step % self._every == 0) and step not in self.steps()
 
   def steps(self) -> list[int]:
     """Steps with a committed checkpoint, oldest first."""
@@ -374,13 +377,10 @@ def _check_template(
   ]
   if not lines:
     return
-  more = len(lines) - _MAX_SHOWN
-  rest = [f'  and {more} more'] if more > 0 else []
   raise ValueError(
     '\n'.join(
       [f'The checkpoint {path} was saved by another model or optimizer:']
-      + lines[:_MAX_SHOWN]
-      + rest
+      + workdir_lib.first_lines(lines)
       + ['Choose another --workdir, or use the original settings.']
     )
   )

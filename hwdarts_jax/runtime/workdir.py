@@ -36,6 +36,12 @@ class UserError(ValueError):
   """An error that the user can mend: main prints it and exits with 2."""
 
 
+def first_lines(lines: list[str]) -> list[str]:
+  """The first few lines of a message, and how many are left out."""
+  more = len(lines) - _MAX_SHOWN
+  return lines[:_MAX_SHOWN] + ([f'  and {more} more'] if more > 0 else [])
+
+
 def is_local(path: epath.PathLike) -> bool:
   """Whether `path` is on a file system of this machine, not in a bucket."""
   return '://' not in os.fspath(epath.Path(path))
@@ -257,13 +263,10 @@ def _check_same(
   if not differing:
     return
   lines = [f'  {n}: {was} there, {now} now' for n, was, now in differing]
-  more = len(lines) - _MAX_SHOWN
-  rest = [f'  and {more} more'] if more > 0 else []
   raise UserError(
     '\n'.join(
       [f'{workdir} belongs to a run with other settings:']
-      + lines[:_MAX_SHOWN]
-      + rest
+      + first_lines(lines)
       + ['Choose another --workdir, or use the original settings.']
     )
   )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from hwdarts_jax.spaces.checks import check
 from hwdarts_jax.spaces.spec_types import (
   CellSpec,
+  EdgeSpec,
   GroupSpec,
   IMAGE,
   Shape,
@@ -61,29 +62,12 @@ def _cell_sites(
   pairs: set[tuple[int, int]] = set()
   for edge in cell.edges:
     field = f'{cell.name}/{edge.name}'
-    check(
-      edge.src in nodes,
-      f'{field}.src',
-      edge.src,
-      f'a node that is already computed: {sorted(nodes)}',
-    )
-    check(
-      edge.dst not in final,
-      f'{field}.dst',
-      edge.dst,
-      'a node that is no input and that no earlier edge reads',
-    )
+    _check_edge(cell, edge, nodes, final)
     check(
       (edge.src, edge.dst) not in pairs,
       field,
       edge,
       'the only edge of its pair',
-    )
-    check(
-      len(edge.ops) == 1 or (cell.group is not None and edge.row is not None),
-      field,
-      edge.ops,
-      'one op, or else have a group and a row',
     )
     pairs.add((edge.src, edge.dst))
     final.add(edge.src)
@@ -113,6 +97,31 @@ def _cell_sites(
     f'nodes that are computed: {sorted(nodes)}',
   )
   outputs[cell.name] = _combined_shape(cell, [nodes[n] for n in cell.outputs])
+
+
+def _check_edge(
+  cell: CellSpec, edge: EdgeSpec, nodes: dict[int, Shape], final: set[int]
+) -> None:
+  """Raises ValueError where an edge cannot stand at its place in the cell."""
+  field = f'{cell.name}/{edge.name}'
+  check(
+    edge.src in nodes,
+    f'{field}.src',
+    edge.src,
+    f'a node that is already computed: {sorted(nodes)}',
+  )
+  check(
+    edge.dst not in final,
+    f'{field}.dst',
+    edge.dst,
+    'a node that is no input and that no earlier edge reads',
+  )
+  check(
+    len(edge.ops) == 1 or (cell.group is not None and edge.row is not None),
+    field,
+    edge.ops,
+    'one op, or else have a group and a row',
+  )
 
 
 def _combined_shape(cell: CellSpec, shapes: list[Shape]) -> Shape:
