@@ -337,19 +337,3 @@ def test_prediction_batches_under_vmap_and_leading_axes(name):
   np.testing.assert_allclose(
     _predict(spec, variables, batch), single, rtol=1e-4, atol=1e-4
   )
-
-
-def test_quality_counts_relative_errors_and_ranks():
-  measured = np.array([1.0, 2.0, 4.0, 8.0])
-  report = predictor.quality(measured * [1.0, 1.04, 0.92, 1.2], measured)
-  assert report == pytest.approx(
-    {
-      'mape_percent': 8.0,
-      'within_5_percent': 50.0,
-      'within_10_percent': 75.0,
-      'spearman': 1.0,
-    }
-  )
-  # Ties share their rank, so that a constant half correlates half.
-  tied = predictor.quality(np.array([1.0, 1.0, 2.0, 2.0]), measured)
-  assert tied['spearman'] == pytest.approx(2 / np.sqrt(5))

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import dataclasses
-import itertools
 import math
 from typing import Any
 
@@ -35,15 +34,29 @@ import numpy as np
 from scipy import optimize
 
 from hwdarts_jax.latency import expectation, liveness
+from hwdarts_jax.latency.corner import adjacent_edges, corners, is_enumerable
 from hwdarts_jax.latency.cost import CostTable
+from hwdarts_jax.latency.judge import quality
 from hwdarts_jax.spaces.spec import NetworkSpec
+
+__all__ = (
+  'adjacent_edges',
+  'calibrate',
+  'corners',
+  'fit',
+  'Fit',
+  'from_table',
+  'is_enumerable',
+  'LatencyPredictor',
+  'MIN_NETWORKS',
+  'quality',
+)
 
 # Ridge penalties tried by `fit`, relative to the mean latency.
 _PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 # A pair is a finer effect than an op; its features are scaled down, which is
 # the same as a larger penalty on its weights.
 _PAIR_SCALE = 0.5
-_MAX_ENUMERATED = 2**16
 _NUM_FOLDS = 5
 _MAX_VALIDATED = 3000  # rows of the cross-validation
 MIN_NETWORKS = 20
@@ -96,49 +109,6 @@ class LatencyPredictor(nn.Module):
       ms = ms.reshape(*ms.shape[:-1], row.shape[-1], -1)
       ms = jnp.einsum('...o,...ok->...k', row, ms)
     return ms.reshape(ms.shape[:-1])
-
-
-def is_enumerable(spec: NetworkSpec) -> bool:
-  """Whether the predictor keeps the latency of every architecture.
-
-  Only where edges are independent: none is dropped and no op excluded.
-  """
-  independent = not spec.excluded and all(
-    c.keep is None for c in spec.all_cells
-  )
-  count = math.prod(
-    num_ops**num_edges
-    for num_edges, num_ops in (g.shape for g in spec.groups().values())
-  )
-  return independent and count <= _MAX_ENUMERATED
-
-
-def corners(spec: NetworkSpec) -> dict[str, np.ndarray]:
-  """All architectures of an enumerable space: for each group f[N, E, O].
-
-  In the order of the digits of the rows, the first row the most significant.
-  """
-  groups = spec.groups()
-  sizes = [g.shape[1] for g in groups.values() for _ in range(g.shape[0])]
-  digits = np.array(list(itertools.product(*map(range, sizes))), np.int32)
-  one_hot, at = {}, 0
-  for name, group in groups.items():
-    num_edges, num_ops = group.shape
-    one_hot[name] = np.eye(num_ops)[digits[:, at : at + num_edges]]
-    at += num_edges
-  return one_hot
-
-
-def adjacent_edges(edges) -> tuple[np.ndarray, np.ndarray]:
-  """Rows of all pairs of edges that share a node, as two i[P]."""
-  pairs = [
-    (i, j)
-    for i in range(len(edges))
-    for j in range(i + 1, len(edges))
-    if set(edges[i]) & set(edges[j])
-  ]
-  both = np.array(pairs, int).reshape(-1, 2)
-  return both[:, 0], both[:, 1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,22 +250,6 @@ def fit(
   return Fit(_variables(corner), card)
 
 
-def quality(
-  predicted_ms: np.ndarray, measured_ms: np.ndarray
-) -> dict[str, float]:
-  """Error figures of predictions, in per cent; and Spearman's rho."""
-  error = 100 * np.abs(predicted_ms / measured_ms - 1)
-  ranks = np.stack(
-    [_average_ranks(np.asarray(v)) for v in (predicted_ms, measured_ms)]
-  )
-  return {
-    'mape_percent': float(error.mean()),
-    'within_5_percent': float(100 * (error <= 5).mean()),
-    'within_10_percent': float(100 * (error <= 10).mean()),
-    'spearman': float(np.corrcoef(ranks)[0, 1]),
-  }
-
-
 def _choose(spec, one_hot, latency_ms, prior, rows) -> tuple[str, float]:
   """Returns the semantics and the penalty that predict unseen rows best.
 
@@ -427,11 +381,3 @@ def _ridge(x: np.ndarray, y: np.ndarray, penalties) -> dict[float, np.ndarray]:
 
 def _take(one_hot: Mapping[str, np.ndarray], rows) -> dict[str, np.ndarray]:
   return {name: np.asarray(p)[rows] for name, p in one_hot.items()}
-
-
-def _average_ranks(values: np.ndarray) -> np.ndarray:
-  """Ranks, the mean of their places where values tie."""
-  _, inverse, counts = np.unique(
-    values, return_inverse=True, return_counts=True
-  )
-  return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
