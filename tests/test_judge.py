@@ -168,3 +168,17 @@ def test_corner_figures_do_not_depend_on_how_rows_are_batched():
     jax.vmap(predict)(some),
     rtol=1e-6,
   )
+
+
+def test_a_sum_of_costs_without_dead_ops_is_wrong_inside():
+  """Summed over gates, it pays for ops that its own architectures drop."""
+  spec = _spec()
+  one_hot, ms = table.load('pixel4_cpu').networks_one_hot(spec)
+  pruned = judge.additive(spec, one_hot, ms, 'compiled')
+  found = judge.interior(spec, pruned.at_gates, corner=pruned)
+  eager = judge.additive(spec, one_hot, ms, 'eager')
+  none = judge.interior(spec, eager.at_gates, corner=eager)
+  assert none['interior_error_percent'] < 1e-3
+  assert none['gradient_cosine'] > 0.9999
+  assert found['interior_error_percent'] > 2
+  assert found['gradient_cosine'] < 0.99

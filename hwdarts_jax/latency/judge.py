@@ -11,6 +11,8 @@ project: sum up ops (`additive`), or train a network on one-hot architectures
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+import dataclasses
+import functools
 from typing import Any, cast
 
 from flax import linen as nn
@@ -55,6 +57,7 @@ def interior(
   count: int = 20,
   seed: int = 0,
   num_samples: int = 20_000,
+  corner: Corner | None = None,
 ) -> dict[str, float | bool]:
   """Holds a predictor at random soft gates against its own architectures.
 
@@ -67,6 +70,7 @@ def interior(
     count: how many gates.
     seed: of the gates and samples.
     num_samples: architectures drawn for the expectation at each gates.
+    corner: what is said of architectures, where `predict` says otherwise.
 
   Returns:
     'interior_error_percent', the mean relative error of the value;
@@ -75,14 +79,15 @@ def interior(
   """
   rng = np.random.default_rng(seed)
   exact = corner_lib.is_enumerable(spec)
-  ms = corner_ms(predict, corner_lib.corners(spec)) if exact else None
+  at_corners = corner or functools.partial(corner_ms, predict)
+  ms = at_corners(corner_lib.corners(spec)) if exact else None
   slope_of = jax.jit(jax.value_and_grad(predict))
   errors, cosines = [], []
   for i in range(count):
     gates = _random_gates(spec, _SCALES[i % len(_SCALES)], rng)
     got, slope = slope_of(gates)
     if ms is None:
-      want, truth = _sampled(spec, predict, gates, num_samples, rng)
+      want, truth = _sampled(spec, at_corners, gates, num_samples, rng)
     else:
       want, truth = _enumerated(spec, ms, gates)
     errors.append(abs(float(got) / want - 1))
@@ -108,12 +113,42 @@ def corner_ms(
   return np.concatenate(parts)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Additive:
+  """A sum of op costs: a `Corner`.
+
+  Attributes:
+    spec: the space.
+    semantics: which ops of an architecture are summed; see `liveness`.
+    weights: ms of everything else, then of each op of each group.
+  """
+
+  spec: NetworkSpec
+  semantics: str
+  weights: np.ndarray
+
+  def __call__(self, one_hot: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns ms f[N] for architectures f[N, E, O] of each group."""
+    paid = liveness.paid_ops(self.spec, one_hot, self.semantics)
+    return _columns(self.spec, paid) @ self.weights
+
+  def at_gates(self, gates: Mapping[str, Any]) -> jax.Array:
+    """Returns ms f[]: the sum weighted by gates f[E, O], where all ops live.
+
+    What a search makes of a table of costs: it knows no dead ops at soft gates.
+    """
+    flat = jnp.concatenate(
+      [jnp.ones(1), *(gates[name].reshape(-1) for name in self.spec.groups())]
+    )
+    return flat @ jnp.asarray(self.weights, flat.dtype)
+
+
 def additive(
   spec: NetworkSpec,
   one_hot: Mapping[str, np.ndarray],
   latency_ms: np.ndarray,
   semantics: str = 'eager',
-) -> Corner:
+) -> Additive:
   """The least-squares sum of op costs: one number an op, and a constant.
 
   Args:
@@ -123,14 +158,15 @@ def additive(
     semantics: which ops are summed: 'eager' all, 'compiled' only those on a
       path from input to output; see `liveness`.
   """
+  paid = liveness.paid_ops(spec, one_hot, semantics)
+  weights = np.linalg.lstsq(_columns(spec, paid), latency_ms, rcond=None)[0]
+  return Additive(spec, semantics, weights)
 
-  def columns(one_hot):
-    paid = liveness.paid_ops(spec, one_hot, semantics)
-    flat = [p.reshape(len(p), -1) for p in paid.values()]
-    return np.concatenate([np.ones((len(flat[0]), 1)), *flat], axis=1)
 
-  weights = np.linalg.lstsq(columns(one_hot), latency_ms, rcond=None)[0]
-  return lambda one_hot: columns(one_hot) @ weights
+def _columns(spec: NetworkSpec, paid: Mapping[str, np.ndarray]) -> np.ndarray:
+  """A column of ones, and one for each op of each group."""
+  flat = [paid[name].reshape(len(paid[name]), -1) for name in spec.groups()]
+  return np.concatenate([np.ones((len(flat[0]), 1)), *flat], axis=1)
 
 
 class Mlp(nn.Module):
@@ -237,14 +273,14 @@ def _enumerated(spec, ms, gates):
   return float(flat.prod(1) @ ms), slope
 
 
-def _sampled(spec, predict, gates, count, rng):
+def _sampled(spec, at_corners, gates, count, rng):
   """An estimate of the mean over all architectures, and of its gradient.
 
   In the gradient each independent choice is summed up over all its values
   while the others are drawn, which leaves little to chance.
   """
   drawn = sampling.draw(spec, gates, count, rng)
-  value = float(corner_ms(predict, drawn).mean())
+  value = float(at_corners(drawn).mean())
   slope = {g: np.zeros(p.shape) for g, p in gates.items()}
   blocks = sampling.blocks(spec)
   for block in blocks:
@@ -254,7 +290,7 @@ def _sampled(spec, predict, gates, count, rng):
     many = {g: np.repeat(p, len(values), 0) for g, p in part.items()}
     rows = list(block.rows)
     many[block.group][:, rows] = np.tile(values, (contexts, 1, 1))
-    ms = corner_ms(predict, many).reshape(contexts, -1).mean(0)
+    ms = at_corners(many).reshape(contexts, -1).mean(0)
     probs = gates[block.group][rows].astype(np.float64)
     weight = sampling.chances(values, probs)
     # d log chance = values / probs, less its mean.
