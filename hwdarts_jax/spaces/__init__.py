@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+import reprlib
 
 from hwdarts_jax.spaces.spec import Genotype, NetworkSpec
 
@@ -45,3 +46,32 @@ def to_text(genotype: Genotype) -> str:
   if hasattr(module, 'to_arch_string'):
     return module.to_arch_string(genotype)
   return json.dumps(genotype.to_dict()['cells'])
+
+
+def from_text(space: str, text: str) -> Genotype:
+  """Inverse of `to_text`; takes the JSON of a genotype as well.
+
+  Args:
+    space: name of the space.
+    text: the usual notation of the space, JSON of `Genotype.to_dict` or of its
+      cells alone, or the content of a genotype.json.
+
+  Raises:
+    ValueError: it is none of them.
+  """
+  module = importlib.import_module(f'hwdarts_jax.spaces.{space}')
+  text = text.strip()
+  if hasattr(module, 'from_arch_string') and not text.startswith('{'):
+    return module.from_arch_string(text)
+  try:
+    data = json.loads(text)
+  except (ValueError, RecursionError) as e:
+    raise ValueError(
+      f'genotype is {reprlib.repr(text)}; it must be JSON such as '
+      f'{{"space": "{space}", "cells": {{group: [[op, src, dst], ...]}}}}.'
+    ) from e
+  if isinstance(data, dict) and 'genotype' in data:
+    data = data['genotype']
+  if isinstance(data, dict) and not {'space', 'cells'} & set(data):
+    data = {'space': space, 'cells': data}
+  return Genotype.from_dict(data)
