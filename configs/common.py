@@ -110,7 +110,8 @@ def search_config(
     'search': specs[parsed.space] | _FROM_DATA,
     'deploy': dict(DEPLOY_SPECS[parsed.space]),
   }
-  config.latency = {'table': table}
+  # A folder that the job `predictor` made takes the place of the table.
+  config.latency = {'table': table, 'predictor': ''}
   config.data = {
     'name': parsed.dataset,
     'data_dir': '',

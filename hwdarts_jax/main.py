@@ -40,7 +40,14 @@ flags.DEFINE_bool(
   'Connect the processes of a pod or cluster (jax.distributed.initialize).',
 )
 
-_NOT_JOBS = ('common', 'loop', 'settings', 'summary')
+_NOT_JOBS = (
+  'common',
+  'loop',
+  'predictor_files',
+  'predictor_report',
+  'settings',
+  'summary',
+)
 _CACHE = '~/.cache/hwdarts_jax/xla'
 
 

@@ -481,7 +481,7 @@ def load_config(monkeypatch):
 
 
 @pytest.mark.parametrize('arg', [None, 'runlocal'])
-@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize('name', [c for c in CONFIGS if c != 'predictor'])
 def test_every_config_builds_and_its_table_covers_it(load_config, name, arg):
   """Both specs exist and the table tells what the deployed networks cost."""
   config = load_config(name, arg)

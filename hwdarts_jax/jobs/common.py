@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ import numpy as np
 
 from hwdarts_jax import spaces
 from hwdarts_jax.data import sources
+from hwdarts_jax.jobs import predictor_files
 from hwdarts_jax.latency import cost, liveness
 from hwdarts_jax.latency import predictor as predictor_lib
 from hwdarts_jax.latency import table as table_lib
@@ -194,67 +196,153 @@ class LatencyModel:
   Attributes:
     predict: gates f32[..., E, O] of each group -> expected ms f32[...].
     card: JSON-able facts of the fit, held-out errors included.
-    table: where the measurements come from.
+    device: its name.
+    source: what it was made from, and the hash of that, for reports.
   """
 
   predict: Callable[[Mapping[str, Any]], jax.Array]
   card: dict[str, Any]
-  table: table_lib.LatencyTable
+  device: str
+  source: dict[str, str]
 
   def of(self, spec: NetworkSpec, genotype: Genotype) -> float:
     """Predicted ms of an architecture."""
     return float(self.predict(discretize.one_hot(spec, genotype)))
 
+  def hashes(self) -> dict[str, str]:
+    """What a workdir made with it must find again."""
+    return {
+      k.removesuffix('_hash'): v
+      for k, v in self.source.items()
+      if k.endswith('_hash')
+    }
 
-def load_table(latency: Mapping[str, Any]) -> table_lib.LatencyTable:
-  """Loads the table that the section `latency` names.
+
+def load_latency(
+  latency: Mapping[str, Any],
+) -> Callable[[NetworkSpec], LatencyModel]:
+  """Loads the table or the fitted predictor that the section `latency` names.
+
+  Returns:
+    The function that makes the latency model of a deploy spec.
+
+  Raises:
+    ValueError: what is named is unknown or broken.
+  """
+  if latency['predictor']:
+    saved = predictor_files.load(latency['predictor'])
+    return functools.partial(_of_saved, saved, latency['predictor'])
+  table = load_table(latency['table'], 'latency.table')
+  return functools.partial(make_latency_model, table, name=latency['table'])
+
+
+def load_table(name: str, field: str) -> table_lib.LatencyTable:
+  """Loads the table that a field of the config names.
 
   Raises:
     ValueError: the table is unknown or broken.
   """
   try:
-    return table_lib.load(latency['table'])
+    return table_lib.load(name)
   except OSError as e:
     raise ValueError(
-      f'latency.table is {latency["table"]!r}, which cannot be read '
+      f'{field} is {name!r}, which cannot be read '
       f'({e.strerror}); give the path of a table or a name among '
       f'{list(table_lib.available())}.'
     ) from e
 
 
 def make_latency_model(
-  table: table_lib.LatencyTable, deploy: NetworkSpec
+  table: table_lib.LatencyTable, deploy: NetworkSpec, name: str = ''
 ) -> LatencyModel:
-  """Fits the predictor to a table.
-
-  Whole networks are fitted, on top of the sum of op entries where the table
-  has both; fewer than `predictor.MIN_NETWORKS` only scale that sum.
+  """Fits the predictor to a table; `name` is what the config calls it.
 
   Raises:
     ValueError: the table does not cover `deploy`.
   """
   table.check_covers(deploy)
-  prior = None
-  if not table.missing_keys(deploy):
-    prior = cost.tabulate(
-      deploy, lambda site, op: table.lookup(site.key(op)).value_ms, 'ms'
-    )
   gates: Mapping[str, np.ndarray] = {}
   measured = np.zeros(0)
   if table.has_networks(deploy):
     gates, measured = table.networks_one_hot(deploy)
-  if prior is not None and len(measured) < predictor_lib.MIN_NETWORKS:
-    if len(measured):
-      prior = predictor_lib.calibrate(prior, gates, measured)
-    fit = predictor_lib.from_table(deploy, prior, len(measured))
-  else:
-    fit = predictor_lib.fit(deploy, gates, measured, prior)
-  model = predictor_lib.LatencyPredictor(deploy)
+  fit = fit_networks(deploy, gates, measured, sum_of_entries(table, deploy))
+  source = {'latency_table': name, 'latency_table_hash': table.table_hash()}
+  return LatencyModel(
+    predictor_of(deploy, fit.variables), fit.card, table.device, source
+  )
+
+
+def sum_of_entries(
+  table: table_lib.LatencyTable, spec: NetworkSpec
+) -> cost.CostTable | None:
+  """Costs in ms by the op entries of a table; None if some are missing."""
+  if table.missing_keys(spec):
+    return None
+  return cost.tabulate(
+    spec, lambda site, op: table.lookup(site.key(op)).value_ms, 'ms'
+  )
+
+
+def fit_networks(
+  spec: NetworkSpec,
+  one_hot: Mapping[str, np.ndarray],
+  latency_ms: np.ndarray,
+  entries: cost.CostTable | None,
+) -> predictor_lib.Fit:
+  """Fits the predictor to whole networks and to the sum of op entries.
+
+  Networks are fitted, on top of the sum where there is one; fewer than
+  `predictor.MIN_NETWORKS` only scale that sum.
+
+  Args:
+    spec: the space.
+    one_hot: for each group f[N, E, O]; may be empty where N is 0.
+    latency_ms: f[N].
+    entries: what `sum_of_entries` returns.
+
+  Raises:
+    ValueError: there are too few networks, and no entries.
+  """
+  if entries is None or len(latency_ms) >= predictor_lib.MIN_NETWORKS:
+    return predictor_lib.fit(spec, one_hot, latency_ms, entries)
+  if len(latency_ms):
+    entries = predictor_lib.calibrate(entries, one_hot, latency_ms)
+  return predictor_lib.from_table(spec, entries, len(latency_ms))
+
+
+def _of_saved(
+  saved: predictor_files.Saved, folder: str, deploy: NetworkSpec
+) -> LatencyModel:
+  """The latency model of a predictor that was fitted before."""
+  if saved.spec.spec_hash() != deploy.spec_hash():
+    raise ValueError(
+      f'latency.predictor is {folder!r}, fitted to networks of space '
+      f'{saved.space!r} with settings {dict(saved.deploy)}; space.deploy is of '
+      f'{deploy.space!r} with spec hash {deploy.spec_hash()}, not '
+      f'{saved.spec.spec_hash()}: make the settings equal.'
+    )
+  source = {
+    'latency_predictor': folder,
+    'latency_predictor_hash': saved.digest(),
+  }
+  return LatencyModel(
+    predictor_of(deploy, saved.fit.variables),
+    saved.fit.card,
+    saved.device,
+    source,
+  )
+
+
+def predictor_of(
+  spec: NetworkSpec, variables: Any
+) -> Callable[[Mapping[str, Any]], jax.Array]:
+  """The predictor of `spec` as a function: gates -> expected ms f32[...]."""
+  model = predictor_lib.LatencyPredictor(spec)
 
   def predict(gates):
-    return model.apply(fit.variables, gates)
+    return model.apply(variables, gates)
 
-  return LatencyModel(predict, fit.card, table)
+  return predict
 
 
 def costs(space: NetworkSpec, genotype: Genotype) -> dict[str, float]:

@@ -104,10 +104,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     path = workdir_lib.prepare(
       workdir,
       config.to_dict(),
-      hashes={
-        'spec': training.network.spec.spec_hash(),
-        'latency_table': training.latency.table.table_hash(),
-      },
+      hashes={'spec': training.network.spec.spec_hash()}
+      | training.latency.hashes(),
     )
     loop_lib.keep_compiled(path, config.deterministic)
     if (path / RESULT).exists():
@@ -124,7 +122,7 @@ def make(config: ml_collections.ConfigDict) -> Training:
   settings_lib.check(config.to_dict())
   settings = config.retrain
   # First: a typo need not wait for the data.
-  table = common.load_table(config.latency)
+  make_latency = common.load_latency(config.latency)
   train, test = (
     common.load_data(config.data.to_dict(), split)
     for split in ('train', 'test')
@@ -165,7 +163,7 @@ def make(config: ml_collections.ConfigDict) -> Training:
     trained,
     space,
     genotype,
-    common.make_latency_model(table, specs.deploy),
+    make_latency(specs.deploy),
     network,
     settings_lib.make_optimizer(
       'retrain.optimizer', optimizer, schedule.num_steps

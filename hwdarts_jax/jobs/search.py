@@ -78,8 +78,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       hashes={
         'search_spec': search.specs.search.spec_hash(),
         'deploy_spec': search.specs.deploy.spec_hash(),
-        'latency_table': search.latency.table.table_hash(),
-      },
+      }
+      | search.latency.hashes(),
     )
     loop_lib.keep_compiled(path, config.deterministic)
     if (path / GENOTYPE).exists():
@@ -88,7 +88,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       held_out = search.latency.card['held_out']
       logging.info(
         'Latency predictor of %s: %s',
-        search.latency.table.device,
+        search.latency.device,
         held_out or search.latency.card['model'],
       )
       if not _search(search, path):
@@ -100,12 +100,12 @@ def make(config: ml_collections.ConfigDict) -> Search:
   """Builds everything from the config; see `run` for errors."""
   settings_lib.check(config.to_dict())
   # First: a typo need not wait for the data.
-  table = common.load_table(config.latency)
+  make_latency = common.load_latency(config.latency)
   dataset = common.load_data(config.data.to_dict(), 'train')
   common.fit_search_spec(config, dataset)
   specs = common.make_specs(config.space.to_dict())
   common.check_data(dataset, specs.search, 'search')
-  latency = common.make_latency_model(table, specs.deploy)
+  latency = make_latency(specs.deploy)
   settings = config.search
   mesh = sharding.make_mesh(config.num_devices or None)
   sharding.check_batch(

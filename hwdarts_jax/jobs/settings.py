@@ -90,7 +90,7 @@ _FIELDS: dict[str, dict[str, _Rule]] = {
     'search': _SECTION,
     'deploy': _SECTION,
   },
-  'latency': {'table': _TEXT},
+  'latency': {'table': _TEXT, 'predictor': _TEXT},
   'data': {
     'name': _TEXT,
     'data_dir': _TEXT,
@@ -150,6 +150,25 @@ _FIELDS: dict[str, dict[str, _Rule]] = {
   },
   'retrain.augment': _AUGMENT,
 }
+# Of the job that fits a latency predictor, which trains no network.
+_PREDICTOR_FIELDS: dict[str, dict[str, _Rule]] = {
+  '': {
+    'source': _TEXT,
+    'job': _TEXT,
+    'seed': _SEED,
+    'space': _among(*spaces.names()),
+    'deploy': _SECTION,
+    'device': _TEXT,
+    'measurements': _TEXT,
+    'table': _TEXT,
+    'rows': _whole(0),
+    'predict': _TEXT,
+    'prior': _among('none', 'shipped'),
+    'prior_devices': _TEXT,
+    'exclude_devices': _TEXT,
+    'suggest': _whole(0),
+  }
+}
 _OPTIMIZERS = ('params_optimizer', 'alphas_optimizer', 'retrain.optimizer')
 
 
@@ -163,7 +182,26 @@ def check(config: Mapping[str, Any]) -> None:
     ValueError: a field is unknown, missing or not allowed; the message names
       it and what is allowed.
   """
-  for section, rules in _FIELDS.items():
+  _check_fields(config, _FIELDS)
+  _check_hypergrad(config['hypergrad'])
+  for section in _OPTIMIZERS:
+    make_optimizer(section, _section(config, section), num_steps=2**31)
+
+
+def check_predictor(config: Mapping[str, Any]) -> None:
+  """Checks a config of the job `predictor`; raises ValueError like `check`."""
+  _check_fields(config, _PREDICTOR_FIELDS)
+  if config['space'] not in config['deploy']:
+    raise ValueError(
+      f'deploy.{config["space"]} is missing from the config; it has the '
+      'settings of the space whose networks were measured.'
+    )
+
+
+def _check_fields(
+  config: Mapping[str, Any], fields: Mapping[str, Mapping[str, _Rule]]
+) -> None:
+  for section, rules in fields.items():
     values = _section(config, section)
     _check_names(section, values, tuple(rules), tuple(rules))
     for name, rule in rules.items():
@@ -172,9 +210,6 @@ def check(config: Mapping[str, Any]) -> None:
           f'{_dotted(section, name)} is {values[name]!r}; it must be '
           f'{rule.allowed}.'
         )
-  _check_hypergrad(config['hypergrad'])
-  for section in _OPTIMIZERS:
-    make_optimizer(section, _section(config, section), num_steps=2**31)
 
 
 def make_optimizer(section: str, settings: Mapping[str, Any], num_steps: int):

@@ -42,9 +42,8 @@ def search_record(
     'deploy': {
       'spec': config.space.deploy.to_dict(),
       'spec_hash': deploy.spec_hash(),
-      'device': latency.table.device,
-      'latency_table': config.latency.table,
-      'latency_table_hash': latency.table.table_hash(),
+      'device': latency.device,
+      **latency.source,
       'predicted_ms': predicted_ms,
       'expected_ms_at_start': float(rows[0]['expected_ms']),
       'expected_ms_at_end': float(rows[-1]['expected_ms']),
@@ -106,8 +105,8 @@ def retrain_record(training, accuracy: dict[str, float]) -> dict[str, Any]:
     'deploy': {
       'spec': config.space.deploy.to_dict(),
       'spec_hash': deploy.spec_hash(),
-      'device': latency.table.device,
-      'latency_table_hash': latency.table.table_hash(),
+      'device': latency.device,
+      **latency.source,
       'predicted_ms': latency.of(deploy, training.genotype),
       **common.costs(deploy, training.genotype),
     },
@@ -193,7 +192,7 @@ def _confidence(deploy: dict[str, Any]) -> str:
   card, ms = deploy['predictor'], deploy['predicted_ms']
   if card['held_out'] is None:
     rows = card['rows']
-    return f'sum of op entries, scaled by {rows} whole networks'
+    return f'{card["model"]}, {rows} whole networks, no held-out error'
   low, high = card['measured_ms']
   if not low <= ms <= high:
     return f'extrapolated: measured networks take {low:.2f} to {high:.2f} ms'
