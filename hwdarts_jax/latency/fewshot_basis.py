@@ -1,0 +1,320 @@
+"""What the latency of a device may look like, as functions of architectures.
+
+The few-shot model writes the latency of a new device as a sum of functions
+that are known before anything is measured on it: the latencies of other
+devices (each smoothed by a regression, so that it is defined everywhere and
+without its noise), those of simulated devices, and features of the
+architecture for whatever these leave over.
+
+A simulated device pays for every op that it runs a share of its
+multiply-accumulates, its memory traffic and the mere start of it, each with an
+efficiency drawn at random for every op, on top of a random fixed part. They
+are crude one by one; what counts is how the latencies of two architectures
+vary together over many of them. This is what makes twenty measurements alone
+enough, without any other device.
+
+Where the predictor keeps one figure for each architecture, latencies are
+compared in logarithms, under all semantics of `liveness`. Elsewhere it is
+linear in ops and adjacent pairs, and so is every function here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from hwdarts_jax.latency import cost, liveness, sampling
+from hwdarts_jax.latency.corner import adjacent_edges, corners, is_enumerable
+from hwdarts_jax.models import ops
+from hwdarts_jax.spaces.spec import NetworkSpec, Site
+
+_NUM_SIMULATED = 600
+_NUM_REFERENCES = 2000  # drawn architectures where there are too many
+_MAX_SMOOTHED = 4000  # rows of a series that its regression reads
+_PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+_PAIR_SCALE = 0.5  # pairs are finer effects than ops
+
+
+class Rows(NamedTuple):
+  """Measured networks of one device.
+
+  Attributes:
+    one_hot: for each group f[N, E, O].
+    latency_ms: f[N], positive.
+  """
+
+  one_hot: Mapping[str, np.ndarray]
+  latency_ms: np.ndarray
+
+
+class Values(NamedTuple):
+  """The functions at N architectures.
+
+  Attributes:
+    structure: features of mean 0 and mean square norm 1, f[N, F].
+    devices: other devices, f[N, D].
+    simulated: f[N, S].
+  """
+
+  structure: np.ndarray
+  devices: np.ndarray
+  simulated: np.ndarray
+
+  def take(self, rows) -> Values:
+    """The values at some of the architectures."""
+    return Values(*(v[rows] for v in self))
+
+  def without(self, device: int) -> Values:
+    """The values as they are where a device is not known."""
+    return self._replace(devices=np.delete(self.devices, device, 1))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Basis:
+  """Functions of architectures; see the docstring of this file.
+
+  Attributes:
+    spec: the space.
+    center: mean of the raw features, f[F].
+    scale: 1 / root mean square norm of the centred features.
+    series: weights of the centred features, one column a device, f[F, D].
+    fixed: of each simulated device, f[S].
+    per_op: of each simulated device, for each group f[S, E, O].
+    semantics: of each simulated device, an index of its list, i[S].
+    unit: mean of each simulated device, f[S], in the link's scale.
+  """
+
+  spec: NetworkSpec
+  center: np.ndarray
+  scale: float
+  series: np.ndarray
+  fixed: np.ndarray
+  per_op: Mapping[str, np.ndarray]
+  semantics: np.ndarray
+  unit: np.ndarray
+
+  def __call__(self, one_hot: Mapping[str, np.ndarray]) -> Values:
+    """Returns the functions at architectures, for each group f[N, E, O]."""
+    centred = features(self.spec, one_hot) - self.center
+    return Values(
+      self.scale * centred, centred @ self.series, self._simulate(one_hot)
+    )
+
+  def _simulate(self, one_hot) -> np.ndarray:
+    raw = _simulated_ms(
+      self.spec, one_hot, self.fixed, self.per_op, self.semantics
+    )
+    if is_enumerable(self.spec):
+      return np.log(raw) - self.unit
+    return raw / self.unit - 1
+
+  def linear(self, weights: Values) -> tuple[float, np.ndarray]:
+    """A sum of the functions as constant and weights f[F] of the features.
+
+    Args:
+      weights: of the functions: f[F], f[D] and f[S].
+    """
+    assert not is_enumerable(self.spec)
+    slope = self.scale * weights.structure + self.series @ weights.devices
+    constant = -self.center @ slope
+    shares = weights.simulated / self.unit
+    constant += self.fixed @ shares - weights.simulated.sum()
+    at = 0
+    for name, group in self.spec.groups().items():
+      size = math.prod(group.shape)
+      slope[at : at + size] += np.tensordot(
+        shares, self.per_op[name], 1
+      ).ravel()
+      left, _ = adjacent_edges(group.edges)
+      at += size + len(left) * group.shape[1] ** 2
+    return float(constant), slope
+
+
+def link(spec: NetworkSpec, latency_ms: np.ndarray) -> np.ndarray:
+  """Latencies in the scale in which they are compared, up to a constant."""
+  if is_enumerable(spec):
+    return np.log(latency_ms)
+  return latency_ms / unit_ms(spec, latency_ms)
+
+
+def unit_ms(spec: NetworkSpec, latency_ms: np.ndarray) -> float:
+  """What 1 means after `link`, in ms."""
+  return 1.0 if is_enumerable(spec) else float(np.median(latency_ms))
+
+
+def semantics_of(spec: NetworkSpec) -> tuple[str, ...]:
+  """The semantics that can differ in the space and that a predictor keeps."""
+  dead = is_enumerable(spec) and liveness.has_dead_ops(spec)
+  return liveness.SEMANTICS if dead else ('eager',)
+
+
+def references(
+  spec: NetworkSpec, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+  """Connected architectures that stand for the space, f[N, E, O] by group."""
+  if is_enumerable(spec):
+    one_hot = corners(spec)
+  else:
+    even = {
+      name: np.full(group.shape, 1 / group.shape[1])
+      for name, group in spec.groups().items()
+    }
+    one_hot = sampling.draw(spec, even, _NUM_REFERENCES, rng)
+  return take(one_hot, liveness.is_connected(spec, one_hot))
+
+
+def make(
+  spec: NetworkSpec, series: Mapping[str, Rows], rng: np.random.Generator
+) -> Basis:
+  """Returns the functions of a space, given other devices by name."""
+  reference = references(spec, rng)
+  raw = features(spec, reference)
+  center = raw.mean(0)
+  scale = 1 / math.sqrt(((raw - center) ** 2).sum(1).mean())
+  columns = [_smooth(spec, rows, center, rng) for rows in series.values()]
+  weights = np.stack(columns, 1) if columns else np.zeros((len(center), 0))
+  fixed, per_op, semantics = _draw_devices(spec, reference, rng)
+  simulated = _simulated_ms(spec, reference, fixed, per_op, semantics)
+  if is_enumerable(spec):
+    simulated = np.log(simulated)
+  unit = simulated.mean(0)
+  return Basis(spec, center, scale, weights, fixed, per_op, semantics, unit)
+
+
+def features(
+  spec: NetworkSpec, one_hot: Mapping[str, np.ndarray]
+) -> np.ndarray:
+  """Ops and adjacent pairs that are paid for, f[N, F], under all semantics."""
+  columns = []
+  for semantics in semantics_of(spec):
+    paid = liveness.paid_ops(spec, one_hot, semantics)
+    for name, group in spec.groups().items():
+      p = paid[name]
+      left, right = adjacent_edges(group.edges)
+      pairs = p[:, left, :, None] * p[:, right, None, :]
+      columns.append(p.reshape(len(p), -1))
+      columns.append(_PAIR_SCALE * pairs.reshape(len(p), -1))
+  return np.concatenate(columns, axis=1)
+
+
+def split_features(
+  spec: NetworkSpec, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+  """Weights f[F] of `features` as variables of the linear predictor."""
+  variables, at = {}, 0
+  for name, group in spec.groups().items():
+    num_edges, num_ops = group.shape
+    left, _ = adjacent_edges(group.edges)
+    size = num_edges * num_ops
+    variables[f'{name}_per_op'] = weights[at : at + size].reshape(group.shape)
+    at += size
+    pair = weights[at : at + len(left) * num_ops**2]
+    if len(left):
+      variables[f'{name}_pair'] = _PAIR_SCALE * pair.reshape(
+        len(left), num_ops, num_ops
+      )
+    at += pair.size
+  return variables
+
+
+def take(one_hot: Mapping[str, np.ndarray], rows) -> dict[str, np.ndarray]:
+  """Some of the architectures."""
+  return {name: np.asarray(p)[rows] for name, p in one_hot.items()}
+
+
+def _smooth(spec, rows: Rows, center, rng) -> np.ndarray:
+  """Weights f[F] of the centred features: a ridge regression of a series."""
+  connected = np.flatnonzero(liveness.is_connected(spec, rows.one_hot))
+  chosen = rng.permutation(connected)[:_MAX_SMOOTHED]
+  x = features(spec, take(rows.one_hot, chosen)) - center
+  y = link(spec, np.asarray(rows.latency_ms, np.float64)[chosen])
+  test, train = np.split(np.arange(len(y)), [len(y) // 5])
+  errors = {
+    penalty: np.square(x[test] @ weights + constant - y[test]).mean()
+    for penalty, (constant, weights) in _ridge(x[train], y[train]).items()
+  }
+  best = min(errors, key=lambda penalty: errors[penalty])
+  constant, weights = _ridge(x, y)[best]
+  # Of a linear latency only the shape matters: its mean is the unit.
+  return weights if is_enumerable(spec) else weights / constant
+
+
+def _ridge(x: np.ndarray, y: np.ndarray) -> dict[float, tuple]:
+  """For each penalty, constant and weights of a ridge regression."""
+  mean, shift = y.mean(), x.mean(0)
+  x = x - shift
+  few_rows = len(x) < x.shape[1]  # then the other of the two forms is smaller
+  values, vectors = np.linalg.eigh(x @ x.T if few_rows else x.T @ x)
+  target = vectors.T @ ((y - mean) if few_rows else x.T @ (y - mean))
+  found = {}
+  for penalty in _PENALTIES:
+    weights = vectors @ (target / (values + penalty))
+    weights = x.T @ weights if few_rows else weights
+    found[penalty] = mean - shift @ weights, weights
+  return found
+
+
+def _draw_devices(spec, reference, rng):
+  """Random devices: fixed f[S], per op f[S, E, O] by group, semantics i[S]."""
+  count, groups = _NUM_SIMULATED, spec.groups()
+  values = (cost.macs, _traffic, lambda site, op: 1.0)
+  tables = [cost.tabulate(spec, value, '').per_op for value in values]
+  names = sorted({op for group in groups.values() for op in group.ops})
+  shares = rng.dirichlet([0.7] * len(tables), count)
+  spreads = (0.5, 0.7, 0.7)
+  per_op = {name: np.zeros((count, *g.shape)) for name, g in groups.items()}
+  for k, (table, spread) in enumerate(zip(tables, spreads, strict=True)):
+    mean = sum(
+      np.einsum('neo,eo->n', reference[name], costs).mean()
+      for name, costs in table.items()
+    )
+    speed = np.exp(spread * rng.normal(size=(count, len(names))))
+    for name, group in groups.items():
+      columns = [names.index(op) for op in group.ops]
+      part = speed[:, None, columns] * table[name] / mean
+      per_op[name] += shares[:, k, None, None] * part
+  nothing = {op: ops.is_zero(op) for op in names}
+  discount = np.stack([_discount(op, nothing, count, rng) for op in names], 1)
+  for name, group in groups.items():
+    columns = [names.index(op) for op in group.ops]
+    jitter = np.exp(0.1 * rng.normal(size=(count, *group.shape)))
+    per_op[name] *= discount[:, None, columns] * jitter
+  fixed = rng.choice([0.05, 0.15, 0.5, 1.5], count)
+  return fixed, per_op, np.arange(count) % len(semantics_of(spec))
+
+
+def _discount(op, nothing, count, rng) -> np.ndarray:
+  """Share of its cost that an op has on each device, f[S].
+
+  Runtimes may spend next to nothing on ops that compute nothing.
+  """
+  if nothing[op]:
+    none = rng.choice([0.0, 0.1, 1.0], count, p=[0.25, 0.25, 0.5])
+    return none * rng.choice([0.0, 0.1, 0.3, 1.0], count)
+  if getattr(ops.get(op), 'is_skip', False):
+    return rng.choice([0.0, 0.1, 0.3, 1.0], count)
+  return np.ones(count)
+
+
+def _traffic(site: Site, op: str) -> float:
+  """Values read and written by an op, parameters among them."""
+  size = math.prod(site.in_shape) + math.prod(site.out_shape)
+  return float(size + cost.params(site, op))
+
+
+def _simulated_ms(spec, one_hot, fixed, per_op, semantics) -> np.ndarray:
+  """Latencies f[N, S] of simulated devices, in any unit."""
+  count = len(next(iter(one_hot.values())))
+  total = np.tile(fixed, (count, 1))
+  for i, name_of in enumerate(semantics_of(spec)):
+    paid = liveness.paid_ops(spec, one_hot, name_of)
+    of = semantics == i
+    for name, costs in per_op.items():
+      total[:, of] += (
+        paid[name].reshape(count, -1) @ costs[of].reshape(of.sum(), -1).T
+      )
+  return total
