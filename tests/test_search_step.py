@@ -1,0 +1,109 @@
+"""The throughput benchmark runs on a CPU, and its JSON says what it must."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+from jax.profiler import ProfileData
+import pytest
+
+from benchmarks import search_step_profile as profile_lib
+from benchmarks import search_step_report as report
+from benchmarks import search_step_setup as setup_lib
+from hwdarts_jax import spaces
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def _run(*arguments):
+  command = [sys.executable, '-m', 'benchmarks.search_step', *arguments]
+  # A program that runs four times need not be fast.
+  flags = '--xla_backend_optimization_level=0'
+  return subprocess.run(
+    command,
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    env={**os.environ, 'XLA_FLAGS': flags},
+  )
+
+
+def test_script_times_a_tiny_search_and_writes_what_it_measured(tmp_path):
+  path, profile_path = tmp_path / 'out.json', tmp_path / 'profile.json'
+  ran = _run(
+    '--space=nasbench201', '--features=2', '--cells=1', '--image_size=4',
+    '--batch=4', '--images=16', '--dtype=float32', '--steps=3', '--warmup=1',
+    '--devices=2', f'--json={path}', f'--profile={profile_path}',
+  )  # fmt: skip
+  assert ran.returncode == 0, ran.stderr
+  assert 'a look, not a result' in ran.stdout  # three calls are too few
+  assert 'no device plane' in ran.stdout
+  assert json.loads(profile_path.read_text()) is None
+  result = json.loads(path.read_text())
+  assert str(tmp_path) not in json.dumps(result)
+  ours = result['ours']
+  assert ours['calls'] == 3
+  assert ours['p10_ms'] <= ours['median_ms'] <= ours['p90_ms']
+  # Batches of four on two devices.
+  assert ours['images_per_s'] == pytest.approx(8e3 / ours['median_ms'])
+  for name in ('trace_s', 'compile_s', 'peak_mib', 'counted_gb_per_s'):
+    assert ours[name] > 0, name
+  assert ours['state_leaves'] > ours['param_leaves'] > 0
+  spec = setup_lib.make_spec(setup_lib.Settings(**result['settings']))
+  assert spec == spaces.make(
+    'nasbench201', features=2, num_cells=1, image_size=4
+  )
+
+
+def test_evaluation_that_does_not_exist_is_named():
+  with pytest.raises(ValueError, match="evaluation is 'magic'.*plain"):
+    setup_lib.make_network(None, None, 'magic')
+
+
+def test_published_supernet_with_other_params_is_refused():
+  spec = setup_lib.make_spec(setup_lib.Settings(space='darts'))
+  setup_lib.check_params(spec, 1_930_618)
+  with pytest.raises(AssertionError, match='1930618'):
+    setup_lib.check_params(spec, 1_930_619)
+
+
+def test_profile_counts_overlapping_kernels_once_as_busy_time():
+  # Two streams: [0, 4) with [2, 6), then nothing until [8, 10), in ms.
+  data = ProfileData.from_text_proto("""
+    planes {
+      name: "/device:GPU:0"
+      event_metadata { key: 1 value { id: 1 name: "conv" } }
+      event_metadata { key: 2 value { id: 2 name: "sum" } }
+      lines {
+        name: "Stream #1(Compute)"
+        events { metadata_id: 1 offset_ps: 0 duration_ps: 4000000000 }
+        events { metadata_id: 1 offset_ps: 8000000000 duration_ps: 2000000000 }
+      }
+      lines {
+        name: "Stream #2(Compute)"
+        events { metadata_id: 2 offset_ps: 2000000000 duration_ps: 4000000000 }
+      }
+      lines {
+        name: "XLA Ops"
+        events { metadata_id: 2 offset_ps: 0 duration_ps: 9000000000 }
+      }
+    }
+    planes { name: "/host:CPU" }
+  """)
+  profile = profile_lib.aggregate(data, steps=2)
+  assert profile['device_ms'] == pytest.approx(5)
+  assert profile['busy_ms'] == pytest.approx(4)
+  assert profile['span_ms'] == pytest.approx(5)
+  assert profile['idle_share'] == pytest.approx(0.2)
+  assert profile['kernels'] == pytest.approx(1.5)
+  top = [(k['name'], k['ms'], k['count']) for k in profile['top']]
+  assert top == [('conv', 3.0, 1.0), ('sum', 2.0, 0.5)]
+  assert 'conv' in profile_lib.describe(profile)
+
+
+def test_median_is_per_step_and_not_per_call():
+  summary = report.summarize([0.2, 0.1, 0.4], steps_per_call=10, global_batch=5)
+  assert summary['median_ms'] == pytest.approx(20)
+  assert summary['images_per_s'] == pytest.approx(250)
