@@ -105,7 +105,7 @@ class FewShot:
     mean = np.zeros(len(values.structure))
     square = np.zeros_like(mean)
     for belief, solved, weights in self._solved:
-      each = self._level + _contract(values, weights)
+      each = self._level + solved.constant + _contract(values, weights)
       mean += belief * each
       square += belief * (solved.variance(cross, diagonal) + each**2)
     return mean, np.sqrt(square - mean**2)
@@ -180,6 +180,7 @@ def _contract(values: Values, weights: Values) -> np.ndarray:
 def _variables(prior: Prior, level, unit_ms, solved) -> dict[str, Any]:
   """Variables of `LatencyPredictor` that give the same latencies."""
   spec, basis = prior.spec, prior.basis
+  level += sum(belief * each.constant for belief, each, _ in solved)
   mean = Values(
     *(
       sum(belief * weights[i] for belief, _, weights in solved)

@@ -300,6 +300,11 @@ class Solved:
   dual: np.ndarray
   noise: float
 
+  @property
+  def constant(self) -> float:
+    """The part of the mean that is the same for all architectures."""
+    return float(self.factors[0] * self.dual.sum())
+
   def variance(self, cross: np.ndarray, diagonal: np.ndarray) -> np.ndarray:
     """Of measurements at m architectures, f[m].
 
