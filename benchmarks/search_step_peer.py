@@ -82,7 +82,6 @@ def check(settings: setup_lib.Settings, variants: Sequence[str]) -> None:
     ('space', ('darts',)),
     ('hypergrad', tuple(_PEER_OF)),
     ('devices', (1,)),
-    ('steps_per_call', (1,)),
   ):
     value = getattr(settings, field)
     if value not in allowed:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import pathlib
+import re
 import tempfile
 from typing import Any
 
@@ -18,8 +19,10 @@ from jax.profiler import ProfileData
 from benchmarks import search_step_report as report
 
 NUM_SHOWN = 40
+NUM_FAMILIES = 15
 _PLANE = '/device:GPU:'
 _LINE = 'Stream'
+_LAST_NUMBER = re.compile(r'[._]?\d+$')
 
 
 def record(call: Callable[[], None], calls: int) -> ProfileData:
@@ -38,15 +41,16 @@ def aggregate(data: ProfileData, steps: int) -> dict[str, Any] | None:
   Returns:
     Means over devices and steps: 'device_ms' (sum over all kernels), 'busy_ms'
     (time with at least one kernel), 'span_ms' (from the first to the last),
-    'idle_share' of the span, 'kernels' (how many) and 'top', the kernels that
-    last longest: name, ms, count, share of 'device_ms'. None where the profile
-    has no GPU.
+    'idle_share' of the span, 'kernels' (how many), 'top', the kernels that last
+    longest (name, ms, count, share of 'device_ms'), and 'families', the same
+    with kernels together whose names differ in a last number. None where the
+    profile has no GPU.
   """
   planes = [p for p in data.planes if p.name.startswith(_PLANE)]
   if not planes:
     return None
-  total_ns: dict[str, float] = {}
-  count: dict[str, int] = {}
+  kernels = _Sums()
+  families = _Sums()
   busy_ns = span_ns = 0.0
   for plane in planes:
     spans = []
@@ -54,34 +58,51 @@ def aggregate(data: ProfileData, steps: int) -> dict[str, Any] | None:
       if not line.name.startswith(_LINE):
         continue
       for event in line.events:
-        name, length = event.name, event.duration_ns
-        total_ns[name] = total_ns.get(name, 0.0) + length
-        count[name] = count.get(name, 0) + 1
-        spans.append((event.start_ns, event.start_ns + length))
+        kernels.add(event.name, event.duration_ns)
+        families.add(_LAST_NUMBER.sub('', event.name), event.duration_ns)
+        spans.append((event.start_ns, event.start_ns + event.duration_ns))
     busy_ns += _covered(spans)
     if spans:
       span_ns += max(e for _, e in spans) - min(s for s, _ in spans)
-  unit = 1e6 * steps * len(planes)  # ns of all steps to ms of one
-  device_ms = sum(total_ns.values()) / unit
-  longest = sorted(total_ns, key=total_ns.__getitem__, reverse=True)
+  times = steps * len(planes)
   return {
     'steps': steps,
-    'device_ms': device_ms,
-    'busy_ms': busy_ns / unit,
-    'span_ms': span_ns / unit,
+    'device_ms': sum(kernels.ns.values()) / times / 1e6,
+    'busy_ms': busy_ns / times / 1e6,
+    'span_ms': span_ns / times / 1e6,
     'idle_share': 1 - busy_ns / span_ns if span_ns else None,
-    'kernels': sum(count.values()) / steps / len(planes),
-    'distinct_kernels': len(count),
-    'top': [
+    'kernels': sum(kernels.count.values()) / times,
+    'distinct_kernels': len(kernels.count),
+    'top': kernels.longest(times),
+    'families': families.longest(times),
+  }
+
+
+class _Sums:
+  """Durations by name."""
+
+  def __init__(self):
+    self.ns: dict[str, float] = {}
+    self.count: dict[str, int] = {}
+
+  def add(self, name: str, ns: float) -> None:
+    """Counts one event."""
+    self.ns[name] = self.ns.get(name, 0.0) + ns
+    self.count[name] = self.count.get(name, 0) + 1
+
+  def longest(self, times: int) -> list[dict[str, Any]]:
+    """The names with most time, as means over `times`."""
+    total = sum(self.ns.values()) or 1.0
+    order = sorted(self.ns, key=self.ns.__getitem__, reverse=True)
+    return [
       {
         'name': name,
-        'ms': total_ns[name] / unit,
-        'count': count[name] / steps / len(planes),
-        'share': total_ns[name] / unit / device_ms if device_ms else 0.0,
+        'ms': self.ns[name] / times / 1e6,
+        'count': self.count[name] / times,
+        'share': self.ns[name] / total,
       }
-      for name in longest[:NUM_SHOWN]
-    ],
-  }
+      for name in order[:NUM_SHOWN]
+    ]
 
 
 def describe(profile: dict[str, Any] | None) -> str:
@@ -90,12 +111,17 @@ def describe(profile: dict[str, Any] | None) -> str:
     return 'The profile has no device plane: this is no GPU.'
   names = ('device_ms', 'busy_ms', 'span_ms', 'idle_share', 'kernels')
   facts = report.format_rows([(n, profile[n]) for n in names])
-  rows = [
-    (k['ms'], k['count'], 100 * k['share'], k['name'][:60])
-    for k in profile['top']
-  ]
-  table = report.format_table(('ms/step', 'count/step', '%', 'kernel'), rows)
-  return f'Profile of {profile["steps"]} steps:\n{facts}\n{table}'
+  tables = (
+    report.format_table(
+      ('ms/step', 'count/step', '%', name),
+      [(k['ms'], k['count'], 100 * k['share'], k['name'][:60]) for k in some],
+    )
+    for name, some in (
+      ('family', profile['families'][:NUM_FAMILIES]),
+      ('kernel', profile['top']),
+    )
+  )
+  return '\n'.join([f'Profile of {profile["steps"]} steps:', facts, *tables])
 
 
 def _covered(spans: list[tuple[float, float]]) -> float:

@@ -72,8 +72,8 @@ def describe(result: dict[str, Any]) -> str:
     for name in ours
     if ours[name] is not None
   ]
-  facts = ('command', 'date', 'device', 'num_devices', 'jax')
-  text = format_rows([(name, result[name]) for name in facts] + rows)
+  facts = ('command', 'date', 'device', 'num_devices', 'jax', 'setup_s')
+  text = format_rows([(n, result[n]) for n in facts if n in result] + rows)
   if ours['calls'] < MIN_CALLS:
     text += f'\nOnly {ours["calls"]} calls: a look, not a result.'
   return text

@@ -101,7 +101,8 @@ class Runner:
     gc.collect()
     torch.cuda.empty_cache()
     self._graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(self._graph):
+    # Threads of jax may talk to the driver meanwhile.
+    with torch.cuda.graph(self._graph, capture_error_mode='thread_local'):
       self.loss = self._step()
 
 

@@ -9,6 +9,7 @@ import sys
 from jax.profiler import ProfileData
 import pytest
 
+from benchmarks import search_step_peer as peer_lib
 from benchmarks import search_step_profile as profile_lib
 from benchmarks import search_step_report as report
 from benchmarks import search_step_setup as setup_lib
@@ -30,6 +31,7 @@ def _run(*arguments):
   )
 
 
+@pytest.mark.slow
 def test_script_times_a_tiny_search_and_writes_what_it_measured(tmp_path):
   path, profile_path = tmp_path / 'out.json', tmp_path / 'profile.json'
   ran = _run(
@@ -57,11 +59,6 @@ def test_script_times_a_tiny_search_and_writes_what_it_measured(tmp_path):
   )
 
 
-def test_evaluation_that_does_not_exist_is_named():
-  with pytest.raises(ValueError, match="evaluation is 'magic'.*plain"):
-    setup_lib.make_network(None, None, 'magic')
-
-
 def test_published_supernet_with_other_params_is_refused():
   spec = setup_lib.make_spec(setup_lib.Settings(space='darts'))
   setup_lib.check_params(spec, 1_930_618)
@@ -74,8 +71,8 @@ def test_profile_counts_overlapping_kernels_once_as_busy_time():
   data = ProfileData.from_text_proto("""
     planes {
       name: "/device:GPU:0"
-      event_metadata { key: 1 value { id: 1 name: "conv" } }
-      event_metadata { key: 2 value { id: 2 name: "sum" } }
+      event_metadata { key: 1 value { id: 1 name: "conv_1" } }
+      event_metadata { key: 2 value { id: 2 name: "conv_22" } }
       lines {
         name: "Stream #1(Compute)"
         events { metadata_id: 1 offset_ps: 0 duration_ps: 4000000000 }
@@ -99,11 +96,41 @@ def test_profile_counts_overlapping_kernels_once_as_busy_time():
   assert profile['idle_share'] == pytest.approx(0.2)
   assert profile['kernels'] == pytest.approx(1.5)
   top = [(k['name'], k['ms'], k['count']) for k in profile['top']]
-  assert top == [('conv', 3.0, 1.0), ('sum', 2.0, 0.5)]
-  assert 'conv' in profile_lib.describe(profile)
+  assert top == [('conv_1', 3.0, 1.0), ('conv_22', 2.0, 0.5)]
+  (family,) = profile['families']
+  assert (family['name'], family['ms']) == ('conv', pytest.approx(5))
+  assert 'conv_22' in profile_lib.describe(profile)
 
 
 def test_median_is_per_step_and_not_per_call():
   summary = report.summarize([0.2, 0.1, 0.4], steps_per_call=10, global_batch=5)
   assert summary['median_ms'] == pytest.approx(20)
   assert summary['images_per_s'] == pytest.approx(250)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'variants', 'message'),
+  [
+    ({'space': 'nasbench201'}, ['eager'], "space is 'nasbench201'.*darts"),
+    ({'hypergrad': 'neumann'}, ['eager'], "hypergrad is 'neumann'"),
+    ({'devices': 2}, ['eager'], 'devices is 2'),
+    ({}, ['eager', 'fast'], "peer_variants has 'fast'.*graph_bf16"),
+  ],
+)
+def test_peer_that_cannot_do_the_same_is_refused(changes, variants, message):
+  with pytest.raises(ValueError, match=message):
+    peer_lib.check(setup_lib.Settings(**changes), variants)
+
+
+def test_peer_follows_the_learning_rate_of_ours():
+  settings = setup_lib.Settings(
+    space='nasbench201', features=2, cells=1, image_size=4, batch=2, images=4
+  )
+  setup = setup_lib.make(settings)
+  work = peer_lib.make_work(setup)
+  for step in (0, 7000, setup.problem.num_steps):
+    assert work.rate(step) == pytest.approx(
+      float(setup.problem.learning_rate(step)), rel=1e-5
+    )
+  ours = [chunk.indices[0] for chunk in setup.chunks(1)]
+  assert [i.tolist() for i in work.indices(1)] == [i.tolist() for i in ours]
