@@ -1,0 +1,1 @@
+"""The TFLite harness: measures any space on any device."""
