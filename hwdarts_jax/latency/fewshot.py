@@ -48,7 +48,8 @@ __all__ = (
 
 MIN_ROWS = 3
 MAX_ROWS = 1000  # beyond, the cost grows too fast; see `predictor.fit`
-_NUM_SOLVED = 40  # settings that are believed most, and so evaluated
+_NUM_SOLVED = 100  # settings that are believed most, and so evaluated
+_LEAST_BELIEF = 1e-4  # beside that of the best setting
 _CHUNK = 2**23  # numbers of a stack of covariances made at a time
 
 
@@ -107,7 +108,8 @@ class FewShot:
     for belief, solved, weights in self._solved:
       each = self._level + solved.constant + _contract(values, weights)
       mean += belief * each
-      square += belief * (solved.variance(cross, diagonal) + each**2)
+      variance = solved.variance(cross, diagonal, values.devices)
+      square += belief * (variance + each**2)
     return mean, np.sqrt(square - mean**2)
 
 
@@ -149,6 +151,7 @@ def fit(
   model = prior.model
   belief = mixture.posterior(model, prior.log_prior, rows, y - level, rng)
   best = np.argsort(-belief)[: _num_solved(len(y))]
+  best = best[belief[best] >= _LEAST_BELIEF * belief[best[0]]]
   share = belief[best] / belief[best].sum()
   solved = []
   for b, setting in zip(share, best, strict=True):
@@ -199,18 +202,16 @@ def _variables(prior: Prior, level, unit_ms, solved) -> dict[str, Any]:
 def _card(prior: Prior, belief, solved, y, latency_ms) -> dict[str, Any]:
   """What is known of a fit; JSON-able."""
   model = prior.model
-  alike = np.bincount(
-    model.settings[1] - mixture.NO_ANCHOR,
-    belief,
-    minlength=2 + len(prior.devices),
-  )
+  kind, anchor = model.settings
+  named = np.array([k.anchor in ('one', 'two') for k in model.kinds])[kind]
+  alike = (belief * named) @ model.anchors[anchor]
   return {
     'model': 'mixture of Gaussian processes over known and simulated devices',
     'rows': len(y),
     'prior_devices': list(prior.devices),
     'alike': {
       name: float(share)
-      for name, share in zip(prior.devices, alike[2:], strict=True)
+      for name, share in zip(prior.devices, alike, strict=True)
       if share >= 0.01
     },
     'noise_percent': 100 * float(np.sqrt(belief @ model.noise**2)),

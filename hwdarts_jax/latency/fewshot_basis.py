@@ -34,8 +34,10 @@ from hwdarts_jax.spaces.spec import NetworkSpec, Site
 
 _NUM_SIMULATED = 600
 _NUM_REFERENCES = 2000  # drawn architectures where there are too many
-_MAX_SMOOTHED = 4000  # rows of a series that its regression reads
-_PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+_MAX_SMOOTHED = 2500  # rows of a series that its regression reads
+_PENALTIES = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3)
+# In a regression, features matter this much beside simulated devices.
+_STRUCTURE_SCALE = 0.3
 _PAIR_SCALE = 0.5  # pairs are finer effects than ops
 
 
@@ -81,7 +83,8 @@ class Basis:
     spec: the space.
     center: mean of the raw features, f[F].
     scale: 1 / root mean square norm of the centred features.
-    series: weights of the centred features, one column a device, f[F, D].
+    structure_of: weights of the features in each device's series, f[F, D].
+    simulated_of: and of the simulated devices, f[S, D].
     fixed: of each simulated device, f[S].
     per_op: of each simulated device, for each group f[S, E, O].
     semantics: of each simulated device, an index of its list, i[S].
@@ -91,7 +94,8 @@ class Basis:
   spec: NetworkSpec
   center: np.ndarray
   scale: float
-  series: np.ndarray
+  structure_of: np.ndarray
+  simulated_of: np.ndarray
   fixed: np.ndarray
   per_op: Mapping[str, np.ndarray]
   semantics: np.ndarray
@@ -99,10 +103,10 @@ class Basis:
 
   def __call__(self, one_hot: Mapping[str, np.ndarray]) -> Values:
     """Returns the functions at architectures, for each group f[N, E, O]."""
-    centred = features(self.spec, one_hot) - self.center
-    return Values(
-      self.scale * centred, centred @ self.series, self._simulate(one_hot)
-    )
+    structure = self.scale * (features(self.spec, one_hot) - self.center)
+    simulated = self._simulate(one_hot)
+    devices = structure @ self.structure_of + simulated @ self.simulated_of
+    return Values(structure, devices, simulated)
 
   def _simulate(self, one_hot) -> np.ndarray:
     raw = _simulated_ms(
@@ -119,10 +123,11 @@ class Basis:
       weights: of the functions: f[F], f[D] and f[S].
     """
     assert not is_enumerable(self.spec)
-    slope = self.scale * weights.structure + self.series @ weights.devices
-    constant = -self.center @ slope
-    shares = weights.simulated / self.unit
-    constant += self.fixed @ shares - weights.simulated.sum()
+    structure = weights.structure + self.structure_of @ weights.devices
+    simulated = weights.simulated + self.simulated_of @ weights.devices
+    slope = self.scale * structure
+    shares = simulated / self.unit
+    constant = self.fixed @ shares - simulated.sum() - self.center @ slope
     at = 0
     for name, group in self.spec.groups().items():
       size = math.prod(group.shape)
@@ -175,14 +180,23 @@ def make(
   raw = features(spec, reference)
   center = raw.mean(0)
   scale = 1 / math.sqrt(((raw - center) ** 2).sum(1).mean())
-  columns = [_smooth(spec, rows, center, rng) for rows in series.values()]
-  weights = np.stack(columns, 1) if columns else np.zeros((len(center), 0))
   fixed, per_op, semantics = _draw_devices(spec, reference, rng)
   simulated = _simulated_ms(spec, reference, fixed, per_op, semantics)
   if is_enumerable(spec):
     simulated = np.log(simulated)
   unit = simulated.mean(0)
-  return Basis(spec, center, scale, weights, fixed, per_op, semantics, unit)
+  nothing = np.zeros((len(center), 0)), np.zeros((len(unit), 0))
+  basis = Basis(spec, center, scale, *nothing, fixed, per_op, semantics, unit)
+  if not series:
+    return basis
+  spread = math.sqrt((basis(reference).simulated ** 2).sum(1).mean())
+  found = [_smooth(basis, rows, spread, rng) for rows in series.values()]
+  weights = np.stack(found, 1)
+  return dataclasses.replace(
+    basis,
+    structure_of=weights[: len(center)],
+    simulated_of=weights[len(center) :],
+  )
 
 
 def features(
@@ -226,11 +240,27 @@ def take(one_hot: Mapping[str, np.ndarray], rows) -> dict[str, np.ndarray]:
   return {name: np.asarray(p)[rows] for name, p in one_hot.items()}
 
 
-def _smooth(spec, rows: Rows, center, rng) -> np.ndarray:
-  """Weights f[F] of the centred features: a ridge regression of a series."""
+def _smooth(basis: Basis, rows: Rows, spread: float, rng) -> np.ndarray:
+  """A ridge regression of a series.
+
+  Args:
+    basis: functions without devices.
+    rows: the series.
+    spread: root mean square norm of the simulated devices.
+    rng: of the rows that choose the penalty.
+
+  Returns:
+    Weights of features and simulated devices, f[F + S].
+  """
+  spec = basis.spec
   connected = np.flatnonzero(liveness.is_connected(spec, rows.one_hot))
   chosen = rng.permutation(connected)[:_MAX_SMOOTHED]
-  x = features(spec, take(rows.one_hot, chosen)) - center
+  values = basis(take(rows.one_hot, chosen))
+  scales = np.repeat(
+    [_STRUCTURE_SCALE, 1 / spread],
+    [values.structure.shape[1], values.simulated.shape[1]],
+  )
+  x = scales * np.concatenate([values.structure, values.simulated], 1)
   y = link(spec, np.asarray(rows.latency_ms, np.float64)[chosen])
   test, train = np.split(np.arange(len(y)), [len(y) // 5])
   errors = {
@@ -240,7 +270,7 @@ def _smooth(spec, rows: Rows, center, rng) -> np.ndarray:
   best = min(errors, key=lambda penalty: errors[penalty])
   constant, weights = _ridge(x, y)[best]
   # Of a linear latency only the shape matters: its mean is the unit.
-  return weights if is_enumerable(spec) else weights / constant
+  return scales * (weights if is_enumerable(spec) else weights / constant)
 
 
 def _ridge(x: np.ndarray, y: np.ndarray) -> dict[float, tuple]:

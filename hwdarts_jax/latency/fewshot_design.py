@@ -65,6 +65,7 @@ def suggest(
       corners(spec) if is_enumerable(spec) else basis_lib.references(spec, rng)
     )
   allowed = np.flatnonzero(liveness.is_connected(spec, candidates))
+  allowed = np.sort(rng.permutation(allowed)[:_MAX_CANDIDATES])
   if measured is not None:
     allowed = allowed[~_among(take(candidates, allowed), measured)]
   if len(allowed) < count:
@@ -72,7 +73,6 @@ def suggest(
       f'suggest is {count}, but only {len(allowed)} networks that connect '
       'input and output are left to choose from.'
     )
-  allowed = np.sort(rng.permutation(allowed)[:_MAX_CANDIDATES])
   space = basis_lib.references(spec, rng)
   size = len(next(iter(space.values())))
   judges = take(space, rng.permutation(size)[:_NUM_JUDGES])
@@ -97,9 +97,7 @@ class _Design:
     self._variance = float(belief @ prior.model.noise**2)
     # That settings expect different things is a part of the uncertainty.
     self._anchors = np.bincount(
-      prior.model.settings[1] - mixture.NO_ANCHOR,
-      belief,
-      minlength=2 + len(prior.devices),
+      prior.model.settings[1], belief, minlength=len(prior.model.anchors)
     )
     self._candidates = self._rows(candidates)
     self._judges = self._rows(judges)
@@ -114,12 +112,11 @@ class _Design:
       for f, part in zip(self._factors, parts, strict=True)
       if f > 0
     ]
-    means = np.zeros((len(values.structure), len(self._anchors)))
-    if self._prior.devices:
-      means[:, 1] = values.devices.mean(1)
-      means[:, 2:] = values.devices
-    means -= (means @ self._anchors)[:, None]
-    return np.concatenate([*scaled, means * np.sqrt(self._anchors)], axis=1)
+    means = values.devices @ self._prior.model.anchors.T
+    spread = means - (means @ self._anchors)[:, None]
+    spread = spread * np.sqrt(self._anchors)
+    stretch = means * np.sqrt(mixture.SLOPE * self._anchors)
+    return np.concatenate([*scaled, spread, stretch], axis=1)
 
   def condition_on(self, one_hot) -> None:
     """Takes measurements of architectures into account."""

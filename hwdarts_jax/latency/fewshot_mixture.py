@@ -21,23 +21,22 @@ from scipy import linalg, special
 from hwdarts_jax.latency.fewshot_basis import Values
 
 _CONSTANT = 4.0  # prior variance of the level, about which little is known
-_SLOPE = 0.09  # prior variance of how far a device stretches another's range
+SLOPE = 0.09  # prior variance of how far a device stretches another's range
 _CHUNK = 2**22  # numbers of a stack of covariances made at a time
 # Rows whose likelihood decides between the settings.
 _MAX_JUDGED = 60
 PSEUDO_ROWS = 15
 PSEUDO_REPEATS = 2
 # How many devices' worth of doubt there is about what devices are like.
-_DOUBT = 2.0
-NO_ANCHOR, ALL_DEVICES = -2, -1
+_DOUBT = 5.0
 
 
 class Kind(NamedTuple):
   """Standard deviations of the parts of a latency.
 
   Attributes:
-    anchor: 'none', 'all' (the mean of the devices) or 'one' (any of them):
-      what the latency is expected to look like.
+    anchor: what the latency is expected to look like: 'none', 'all' (the mean
+      of the devices), 'one' (any of them) or 'two' (the mean of any two).
     semantics: block of simulated devices, of which 0 are all.
     devices: how freely other devices mix.
     simulated: how freely simulated devices mix.
@@ -56,21 +55,36 @@ class Kind(NamedTuple):
 def kinds(num_devices: int, num_semantics: int) -> list[Kind]:
   """All kinds of settings that are tried."""
   blocks = range(num_semantics + 1 if num_semantics > 1 else 1)
-  structure, noise = (0.02, 0.08, 0.25), (0.02, 0.05, 0.1, 0.2)
+  noise = (0.02, 0.05, 0.1, 0.2)
   found = []
-  for anchor, devices, simulated in (
-    ('none', (0.0, 0.3, 1.0) if num_devices else (0.0,), (0.5, 1.0)),
-    ('all', (0.0, 0.3, 1.0), (0.1, 0.4, 1.0)),
-    ('one', (0.0, 0.3), (0.1, 0.4)),
+  for anchor, semantics, devices, simulated, structure in (
+    ('none', blocks, (0.0, 0.3, 1.0), (0.5, 1.0), (0.02, 0.08, 0.25)),
+    ('all', blocks, (0.0, 0.3, 1.0), (0.1, 0.4, 1.0), (0.02, 0.08, 0.25)),
+    ('one', blocks, (0.0, 0.3), (0.1, 0.4), (0.02, 0.08)),
+    ('two', (0,), (0.0,), (0.1, 0.4), (0.02, 0.08)),
   ):
-    if num_devices or anchor == 'none':
+    if not num_devices and anchor == 'none':
+      devices = (0.0,)
+    if num_devices > (anchor == 'two') or anchor == 'none':
       found += [
         Kind(anchor, *values)
         for values in itertools.product(
-          blocks, devices, simulated, structure, noise
+          semantics, devices, simulated, structure, noise
         )
       ]
   return found
+
+
+def anchors(num_devices: int) -> dict[str, np.ndarray]:
+  """Shares of the devices in each anchor of a kind, f[A, D]."""
+  one = np.eye(num_devices)
+  left, right = np.triu_indices(num_devices, 1)
+  return {
+    'none': np.zeros((1, num_devices)),
+    'all': np.full((1, num_devices), 1 / max(num_devices, 1)),
+    'one': one,
+    'two': (one[left] + one[right]) / 2,
+  }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,17 +106,22 @@ class Model:
 
   @functools.cached_property
   def settings(self) -> tuple[np.ndarray, np.ndarray]:
-    """For each setting its kind and its anchor, i[M] and i[M]."""
-    kind, anchor = [], []
+    """For each setting its kind i[M], and its row of `anchors`, i[M]."""
+    kind: list[int] = []
+    anchor: list[int] = []
+    at, start = 0, {}
+    for name, rows in anchors(self.num_devices).items():
+      start[name] = range(at, at + len(rows))
+      at += len(rows)
     for i, k in enumerate(self.kinds):
-      anchors = {
-        'none': [NO_ANCHOR],
-        'all': [ALL_DEVICES],
-        'one': list(range(self.num_devices)),
-      }[k.anchor]
-      kind += [i] * len(anchors)
-      anchor += anchors
+      kind += [i] * len(start[k.anchor])
+      anchor += start[k.anchor]
     return np.array(kind), np.array(anchor)
+
+  @functools.cached_property
+  def anchors(self) -> np.ndarray:
+    """Shares of the devices in every anchor, f[A, D]."""
+    return np.concatenate(list(anchors(self.num_devices).values()))
 
   @functools.cached_property
   def noise(self) -> np.ndarray:
@@ -120,49 +139,41 @@ class Model:
   @functools.cached_property
   def factors(self) -> np.ndarray:
     """Of each component in each setting, f[M, C]."""
-    num_blocks, rows = len(self._blocks), []
-    for i, anchor in zip(*self.settings, strict=True):
-      kind = self.kinds[i]
-      row = np.zeros(3 + 2 * num_blocks + 1 + self.num_devices)
+    rows = np.zeros((len(self.kinds), 3 + 2 * len(self._blocks)))
+    for row, kind in zip(rows, self.kinds, strict=True):
       row[:3] = _CONSTANT, kind.structure**2, kind.devices**2
       block = 3 + 2 * kind.semantics
       row[block] = kind.simulated**2
-      if anchor == NO_ANCHOR:
-        row[block + 1] = kind.simulated**2
-      else:
-        row[3 + 2 * num_blocks + 1 + anchor] = _SLOPE
-      rows.append(row)
-    return np.stack(rows)
+      # Without a device to look like, it looks like simulated ones.
+      row[block + 1] = kind.simulated**2 * (kind.anchor == 'none')
+    return rows[self.settings[0]]
 
   def parts(self, values: Values) -> list[np.ndarray]:
     """Matrices f[N, *] whose inner products are the components."""
     count = len(values.structure)
-    mean, centred = self._device_mean(values)
     parts = [
       np.ones((count, 1)),
       values.structure,
-      centred / np.sqrt(max(self.num_devices, 1)),
+      self._centred(values) / np.sqrt(max(self.num_devices, 1)),
     ]
     for columns in self._blocks:
       block = values.simulated[:, columns]
       mid = block.mean(1, keepdims=True)
       parts += [(block - mid) / np.sqrt(len(columns)), mid]
-    return [*parts, mean, *(d[:, None] for d in values.devices.T)]
+    return parts
 
-  def _device_mean(self, values: Values) -> tuple[np.ndarray, np.ndarray]:
+  def _centred(self, values: Values) -> np.ndarray:
     if not self.num_devices:
-      return np.zeros((len(values.structure), 1)), values.devices
-    mean = values.devices.mean(1, keepdims=True)
-    return mean, values.devices - mean
+      return values.devices
+    return values.devices - values.devices.mean(1, keepdims=True)
 
   def means(self, values: Values) -> np.ndarray:
-    """What each setting expects before any row, f[M, N]."""
-    mean, _ = self._device_mean(values)
-    table = np.concatenate(
-      [values.devices, np.zeros((len(mean), 1)), mean], axis=1
-    )
-    # Columns -1 and -2 are the mean and nothing.
-    return table.T[self.settings[1]]
+    """What each setting expects before any row, f[M, N].
+
+    The range of a device is stretched by a factor around 1, so that the inner
+    product of this with itself is one more component.
+    """
+    return (self.anchors @ values.devices.T)[self.settings[1]]
 
   def weights(self, setting: int, values: Values, dual: np.ndarray) -> Values:
     """Weights of the functions in the mean that rows give a setting.
@@ -176,23 +187,20 @@ class Model:
       Weights f[F], f[D], f[S].
     """
     kind = self.kinds[self.settings[0][setting]]
-    anchor = self.settings[1][setting]
+    anchor = self.anchors[self.settings[1][setting]]
     structure = kind.structure**2 * (values.structure.T @ dual)
-    mean, centred = self._device_mean(values)
-    devices = np.zeros(self.num_devices)
+    stretch = 1 + SLOPE * (anchor @ values.devices.T @ dual)
+    devices = stretch * anchor
     if self.num_devices:
+      centred = self._centred(values)
       devices += kind.devices**2 / self.num_devices * (centred.T @ dual)
-    if anchor == ALL_DEVICES:
-      devices += (1 + _SLOPE * (mean[:, 0] @ dual)) / self.num_devices
-    elif anchor != NO_ANCHOR:
-      devices[anchor] += 1 + _SLOPE * (values.devices[:, anchor] @ dual)
     columns = self._blocks[kind.semantics]
     block = values.simulated[:, columns]
     mid = block.mean(1)
     simulated = np.zeros(len(self.semantics))
     share = kind.simulated**2 / len(columns)
     simulated[columns] = share * ((block - mid[:, None]).T @ dual)
-    if anchor == NO_ANCHOR:
+    if kind.anchor == 'none':
       simulated[columns] += share * (mid @ dual)
     return Values(structure, devices, simulated)
 
@@ -201,13 +209,15 @@ class Model:
     n = len(y)
     stack = components(self.parts(values), self.parts(values))
     flat = stack.reshape(len(stack), -1)
-    residuals = y - self.means(values)
+    means = self.means(values)
+    residuals = y - means
     found = np.zeros(len(self.noise))
     size = max(1, _CHUNK // (n * n))
     for start in range(0, len(found), size):
       part = slice(start, start + size)
       cov = (self.factors[part] @ flat).reshape(-1, n, n)
       cov += self.noise[part, None, None] ** 2 * np.eye(n)
+      cov += SLOPE * means[part, :, None] * means[part, None, :]
       chol = np.linalg.cholesky(cov)
       z = np.linalg.solve(chol, residuals[part, :, None])[..., 0]
       found[part] = -0.5 * (z**2).sum(1) - np.log(
@@ -290,12 +300,16 @@ class Solved:
 
   Attributes:
     factors: of the components, f[C].
+    shares: of the devices in what is expected before any row, f[D].
+    anchor: what is expected at the rows, f[n].
     chol: lower Cholesky factor of the rows' covariance, f[n, n].
     dual: inverse covariance times residuals, f[n].
     noise: standard deviation of a measurement.
   """
 
   factors: np.ndarray
+  shares: np.ndarray
+  anchor: np.ndarray
   chol: np.ndarray
   dual: np.ndarray
   noise: float
@@ -305,16 +319,22 @@ class Solved:
     """The part of the mean that is the same for all architectures."""
     return float(self.factors[0] * self.dual.sum())
 
-  def variance(self, cross: np.ndarray, diagonal: np.ndarray) -> np.ndarray:
+  def variance(
+    self, cross: np.ndarray, diagonal: np.ndarray, devices: np.ndarray
+  ) -> np.ndarray:
     """Of measurements at m architectures, f[m].
 
     Args:
       cross: components between the rows and them, f[C, n, m].
       diagonal: components of them, f[C, m].
+      devices: other devices at them, f[m, D].
     """
+    anchor = devices @ self.shares
     covariance = np.tensordot(self.factors, cross, 1)
+    covariance += SLOPE * np.outer(self.anchor, anchor)
     z = linalg.solve_triangular(self.chol, covariance, lower=True)
-    left = self.factors @ diagonal - (z**2).sum(0)
+    prior = self.factors @ diagonal + SLOPE * anchor**2
+    left = prior - (z**2).sum(0)
     return np.maximum(left, 0) + self.noise**2
 
   def leave_one_out(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -329,8 +349,10 @@ def solve(model: Model, setting: int, values: Values, y: np.ndarray) -> Solved:
   parts = model.parts(values)
   factors, noise = model.factors[setting], model.noise[setting]
   covariance = np.tensordot(factors, components(parts, parts), 1)
+  shares = model.anchors[model.settings[1][setting]]
+  anchor = values.devices @ shares
+  covariance += SLOPE * np.outer(anchor, anchor)
   covariance[np.diag_indices(len(y))] += noise**2
   chol = np.linalg.cholesky(covariance)
-  residuals = y - model.means(values)[setting]
-  dual = linalg.cho_solve((chol, True), residuals)
-  return Solved(factors, chol, dual, float(noise))
+  dual = linalg.cho_solve((chol, True), y - anchor)
+  return Solved(factors, shares, anchor, chol, dual, float(noise))
