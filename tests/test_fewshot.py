@@ -13,6 +13,7 @@ from hwdarts_jax.latency import (
   predictor,
   sampling,
 )
+from hwdarts_jax.spaces.spec import CellSpec, EdgeSpec, IMAGE, NetworkSpec
 
 every_space = pytest.mark.parametrize('name', spaces.names())
 
@@ -184,6 +185,57 @@ def test_search_is_given_the_same_latencies(name, num_devices):
   np.testing.assert_allclose(
     apply(model.fit.variables, gates), model.predict(test).mean_ms, rtol=2e-4
   )
+
+
+def _chain(num_blocks=15):
+  """A mobile-like space: blocks in a row, each with its own alphas."""
+  ops = ('skip_connect', 'nor_conv_1x1', 'nor_conv_3x3', 'sep_conv_3x3')
+  cells, source = [], IMAGE
+  for i in range(num_blocks):
+    edge = EdgeSpec(i, i + 1, ops, 0)
+    cells.append(
+      CellSpec(
+        f'b{i}', ((i, source),), (edge,), (i + 1,), 3, group=f'block_{i}'
+      )
+    )
+    source = f'b{i}'
+  pool = EdgeSpec(0, 1, ('global_avg_pool',), None, 8)
+  head = CellSpec('head', ((0, source),), (pool,), (1,), 3)
+  return NetworkSpec('chain', (8, 8, 3), (), tuple(cells), (head,), 3)
+
+
+def _chain_ms(one_hot, seed):
+  """Of a device that saves time where two ops of a kind meet."""
+  rng = np.random.default_rng(seed)
+  rows = np.concatenate(list(one_hot.values()), 1).astype(np.float64)
+  ms = 2 + (rows * rng.uniform(0.3, 1.5, rows.shape[1:])).sum((1, 2))
+  saved = rng.uniform(0, 0.4, rows.shape[2])
+  return ms - (rows[:, :-1] * rows[:, 1:] * saved).sum((1, 2))
+
+
+def test_chain_too_long_to_enumerate_is_learned_from_few_rows():
+  """A device between two known ones, by ten rows; the search gets the same."""
+  spec = _chain()
+  known, rows, test = (
+    _random(spec, count, seed) for seed, count in enumerate((600, 10, 200))
+  )
+  series = {
+    f'device_{i}': fewshot.Rows(known, _chain_ms(known, i)) for i in range(4)
+  }
+
+  def target(one_hot):
+    return 3 * (0.6 * _chain_ms(one_hot, 0) + 0.4 * _chain_ms(one_hot, 1))
+
+  errors = []
+  for prior in (series, {}):
+    model = fewshot.fit(spec, rows, target(rows), prior)
+    mean_ms = model.predict(test).mean_ms
+    errors.append(100 * np.abs(mean_ms / target(test) - 1).mean())
+    apply = jax.jit(predictor.LatencyPredictor(spec).apply)
+    np.testing.assert_allclose(
+      apply(model.fit.variables, test), mean_ms, rtol=1e-4
+    )
+  assert errors[0] < 2 < errors[1]
 
 
 @every_space

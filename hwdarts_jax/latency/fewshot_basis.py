@@ -27,8 +27,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hwdarts_jax.latency import cost, liveness, sampling
-from hwdarts_jax.latency.corner import adjacent_edges, corners, is_enumerable
+from hwdarts_jax.latency import cost, liveness, pairs, sampling
+from hwdarts_jax.latency import features as features_lib
+from hwdarts_jax.latency.corner import corners, is_enumerable
 from hwdarts_jax.models import ops
 from hwdarts_jax.spaces.spec import NetworkSpec, Site
 
@@ -129,13 +130,10 @@ class Basis:
     shares = simulated / self.unit
     constant = self.fixed @ shares - simulated.sum() - self.center @ slope
     at = 0
-    for name, group in self.spec.groups().items():
-      size = math.prod(group.shape)
-      slope[at : at + size] += np.tensordot(
-        shares, self.per_op[name], 1
-      ).ravel()
-      left, _ = adjacent_edges(group.edges)
-      at += size + len(left) * group.shape[1] ** 2
+    for costs in self.per_op.values():
+      added = np.tensordot(shares, costs, 1)
+      slope[at : at + added.size] += added.ravel()
+      at += added.size
     return float(constant), slope
 
 
@@ -206,12 +204,12 @@ def features(
   columns = []
   for semantics in semantics_of(spec):
     paid = liveness.paid_ops(spec, one_hot, semantics)
-    for name, group in spec.groups().items():
-      p = paid[name]
-      left, right = adjacent_edges(group.edges)
-      pairs = p[:, left, :, None] * p[:, right, None, :]
-      columns.append(p.reshape(len(p), -1))
-      columns.append(_PAIR_SCALE * pairs.reshape(len(p), -1))
+    count = len(next(iter(paid.values())))
+    columns += [p.reshape(count, -1) for p in paid.values()]
+    columns += [
+      _PAIR_SCALE * p.reshape(count, -1)
+      for p in features_lib.products(spec, paid)
+    ]
   return np.concatenate(columns, axis=1)
 
 
@@ -219,19 +217,17 @@ def split_features(
   spec: NetworkSpec, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
   """Weights f[F] of `features` as variables of the linear predictor."""
-  variables, at = {}, 0
-  for name, group in spec.groups().items():
-    num_edges, num_ops = group.shape
-    left, _ = adjacent_edges(group.edges)
-    size = num_edges * num_ops
+  variables, at, groups = {}, 0, spec.groups()
+  for name, group in groups.items():
+    size = math.prod(group.shape)
     variables[f'{name}_per_op'] = weights[at : at + size].reshape(group.shape)
     at += size
-    pair = weights[at : at + len(left) * num_ops**2]
-    if len(left):
-      variables[f'{name}_pair'] = _PAIR_SCALE * pair.reshape(
-        len(left), num_ops, num_ops
-      )
-    at += pair.size
+  for p in pairs.adjacent(spec):
+    sizes = [groups[g].shape[1] for g in (p.left_group, p.right_group)]
+    shape = len(p.left), *sizes
+    part = weights[at : at + math.prod(shape)]
+    variables[p.name] = _PAIR_SCALE * part.reshape(shape)
+    at += part.size
   return variables
 
 
@@ -305,24 +301,24 @@ def _draw_devices(spec, reference, rng):
     speed = np.exp(spread * rng.normal(size=(count, len(names))))
     for name, group in groups.items():
       columns = [names.index(op) for op in group.ops]
-      part = speed[:, None, columns] * table[name] / mean
+      part = speed[:, None, columns] * table[name] / max(mean, 1e-9)
       per_op[name] += shares[:, k, None, None] * part
-  nothing = {op: ops.is_zero(op) for op in names}
-  discount = np.stack([_discount(op, nothing, count, rng) for op in names], 1)
+  discount = np.stack([_discount(op, count, rng) for op in names], 1)
   for name, group in groups.items():
     columns = [names.index(op) for op in group.ops]
     jitter = np.exp(0.1 * rng.normal(size=(count, *group.shape)))
     per_op[name] *= discount[:, None, columns] * jitter
+  # Beside ops whose mean sum is about 1.
   fixed = rng.choice([0.05, 0.15, 0.5, 1.5], count)
   return fixed, per_op, np.arange(count) % len(semantics_of(spec))
 
 
-def _discount(op, nothing, count, rng) -> np.ndarray:
+def _discount(op, count, rng) -> np.ndarray:
   """Share of its cost that an op has on each device, f[S].
 
   Runtimes may spend next to nothing on ops that compute nothing.
   """
-  if nothing[op]:
+  if ops.is_zero(op):
     none = rng.choice([0.0, 0.1, 1.0], count, p=[0.25, 0.25, 0.5])
     return none * rng.choice([0.0, 0.1, 0.3, 1.0], count)
   if getattr(ops.get(op), 'is_skip', False):
