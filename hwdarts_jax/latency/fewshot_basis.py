@@ -20,12 +20,14 @@ linear in ops and adjacent pairs, and so is every function here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
+import hashlib
 import math
 from typing import NamedTuple
 
 import numpy as np
+from scipy import linalg
 
 from hwdarts_jax.latency import cost, liveness, pairs, sampling
 from hwdarts_jax.latency import features as features_lib
@@ -188,8 +190,7 @@ def make(
   if not series:
     return basis
   spread = math.sqrt((basis(reference).simulated ** 2).sum(1).mean())
-  found = [_smooth(basis, rows, spread, rng) for rows in series.values()]
-  weights = np.stack(found, 1)
+  weights = _smooth_all(basis, list(series.values()), spread, rng)
   return dataclasses.replace(
     basis,
     structure_of=weights[: len(center)],
@@ -236,49 +237,75 @@ def take(one_hot: Mapping[str, np.ndarray], rows) -> dict[str, np.ndarray]:
   return {name: np.asarray(p)[rows] for name, p in one_hot.items()}
 
 
-def _smooth(basis: Basis, rows: Rows, spread: float, rng) -> np.ndarray:
-  """A ridge regression of a series.
+def _smooth_all(
+  basis: Basis, series: Sequence[Rows], spread: float, rng
+) -> np.ndarray:
+  """Ridge regressions of all series; see `_smooth`. Weights f[F + S, D]."""
+  alike: dict[bytes, list[int]] = {}
+  orders = []
+  for i, rows in enumerate(series):
+    connected = np.flatnonzero(liveness.is_connected(basis.spec, rows.one_hot))
+    orders.append(rng.permutation(connected)[:_MAX_SMOOTHED])
+    text = b''.join(np.asarray(p).tobytes() for p in rows.one_hot.values())
+    alike.setdefault(hashlib.sha256(text).digest(), []).append(i)
+  columns: dict[int, np.ndarray] = {}
+  # Devices on which the same networks were measured share the costly part.
+  for members in alike.values():
+    chosen = orders[members[0]]
+    one_hot = take(series[members[0]].one_hot, chosen)
+    latency_ms = [np.asarray(series[i].latency_ms)[chosen] for i in members]
+    found = _smooth(basis, one_hot, np.stack(latency_ms, 1), spread)
+    columns |= dict(zip(members, found.T, strict=True))
+  return np.stack([columns[i] for i in range(len(series))], 1)
+
+
+def _smooth(basis: Basis, one_hot, latency_ms, spread: float) -> np.ndarray:
+  """Ridge regressions of series of the same networks.
 
   Args:
     basis: functions without devices.
-    rows: the series.
+    one_hot: the networks in random order, for each group f[N, E, O].
+    latency_ms: one column a device, f[N, D].
     spread: root mean square norm of the simulated devices.
-    rng: of the rows that choose the penalty.
 
   Returns:
-    Weights of features and simulated devices, f[F + S].
+    Weights of features and simulated devices, f[F + S, D].
   """
   spec = basis.spec
-  connected = np.flatnonzero(liveness.is_connected(spec, rows.one_hot))
-  chosen = rng.permutation(connected)[:_MAX_SMOOTHED]
-  values = basis(take(rows.one_hot, chosen))
+  values = basis(one_hot)
   scales = np.repeat(
     [_STRUCTURE_SCALE, 1 / spread],
     [values.structure.shape[1], values.simulated.shape[1]],
   )
   x = scales * np.concatenate([values.structure, values.simulated], 1)
-  y = link(spec, np.asarray(rows.latency_ms, np.float64)[chosen])
+  y = np.stack([link(spec, ms) for ms in latency_ms.T], 1)
   test, train = np.split(np.arange(len(y)), [len(y) // 5])
-  errors = {
-    penalty: np.square(x[test] @ weights + constant - y[test]).mean()
-    for penalty, (constant, weights) in _ridge(x[train], y[train]).items()
-  }
-  best = min(errors, key=lambda penalty: errors[penalty])
-  constant, weights = _ridge(x, y)[best]
-  # Of a linear latency only the shape matters: its mean is the unit.
-  return scales * (weights if is_enumerable(spec) else weights / constant)
+  tried = _ridge(x[train], y[train], _PENALTIES)
+  errors = [
+    np.square(x[test] @ weights + constant - y[test]).mean(0)
+    for constant, weights in tried.values()
+  ]
+  best = np.array(_PENALTIES)[np.argmin(errors, 0)]
+  solved = _ridge(x, y, sorted(set(best.tolist())))
+  columns = []
+  for i, penalty in enumerate(best.tolist()):
+    constant, weights = (part[..., i] for part in solved[penalty])
+    # Of a linear latency only the shape matters: its mean is the unit.
+    columns.append(weights if is_enumerable(spec) else weights / constant)
+  return scales[:, None] * np.stack(columns, 1)
 
 
-def _ridge(x: np.ndarray, y: np.ndarray) -> dict[float, tuple]:
-  """For each penalty, constant and weights of a ridge regression."""
-  mean, shift = y.mean(), x.mean(0)
+def _ridge(x: np.ndarray, y: np.ndarray, penalties) -> dict[float, tuple]:
+  """For each penalty, constants f[D] and weights f[F, D] of y f[n, D]."""
+  mean, shift = y.mean(0), x.mean(0)
   x = x - shift
   few_rows = len(x) < x.shape[1]  # then the other of the two forms is smaller
-  values, vectors = np.linalg.eigh(x @ x.T if few_rows else x.T @ x)
-  target = vectors.T @ ((y - mean) if few_rows else x.T @ (y - mean))
+  gram = x @ x.T if few_rows else x.T @ x
+  target = (y - mean) if few_rows else x.T @ (y - mean)
   found = {}
-  for penalty in _PENALTIES:
-    weights = vectors @ (target / (values + penalty))
+  for penalty in penalties:
+    factor = linalg.cho_factor(gram + penalty * np.eye(len(gram)))
+    weights = linalg.cho_solve(factor, target)
     weights = x.T @ weights if few_rows else weights
     found[penalty] = mean - shift @ weights, weights
   return found
