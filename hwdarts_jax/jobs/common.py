@@ -288,6 +288,7 @@ def fit_networks(
   one_hot: Mapping[str, np.ndarray],
   latency_ms: np.ndarray,
   entries: cost.CostTable | None,
+  held_out: float = 0.1,
 ) -> predictor_lib.Fit:
   """Fits the predictor to whole networks and to the sum of op entries.
 
@@ -299,12 +300,13 @@ def fit_networks(
     one_hot: for each group f[N, E, O]; may be empty where N is 0.
     latency_ms: f[N].
     entries: what `sum_of_entries` returns.
+    held_out: share of the networks kept for the report; see `predictor.fit`.
 
   Raises:
     ValueError: there are too few networks, and no entries.
   """
   if entries is None or len(latency_ms) >= predictor_lib.MIN_NETWORKS:
-    return predictor_lib.fit(spec, one_hot, latency_ms, entries)
+    return predictor_lib.fit(spec, one_hot, latency_ms, entries, held_out)
   if len(latency_ms):
     entries = predictor_lib.calibrate(entries, one_hot, latency_ms)
   return predictor_lib.from_table(spec, entries, len(latency_ms))

@@ -8,6 +8,7 @@ predictions.csv, suggest.csv, predictor.png and metrics.json.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
 from typing import Any
@@ -21,11 +22,12 @@ from hwdarts_jax import spaces
 from hwdarts_jax.jobs import common, predictor_files, predictor_report
 from hwdarts_jax.jobs import settings as settings_lib
 from hwdarts_jax.jobs.predictor_report import Model
-from hwdarts_jax.latency import cost, judge, liveness, measurements
+from hwdarts_jax.latency import cost, fewshot, judge, liveness, measurements
 from hwdarts_jax.latency import predictor as predictor_lib
 from hwdarts_jax.latency import table as table_lib
 from hwdarts_jax.latency.measurements import Architectures, Measurements
 from hwdarts_jax.runtime import workdir as workdir_lib
+from hwdarts_jax.spaces import discretize
 from hwdarts_jax.spaces.spec import NetworkSpec
 
 MIN_WITH_PRIOR = 5  # measured networks beside those of other devices
@@ -43,7 +45,7 @@ class Task:
     spared: measured networks that `config.rows` leaves out of the fit.
     left_out: how many were measured that have no such path.
     entries: costs by the op entries of the table, if it has them.
-    prior: measured networks of other devices, by device.
+    series: measured networks of other devices, by device.
     predict: what to predict, if anything.
     hashes: of all that was read.
   """
@@ -55,21 +57,31 @@ class Task:
   spared: Measurements
   left_out: int
   entries: cost.CostTable | None
-  prior: dict[str, Measurements]
+  series: dict[str, fewshot.Rows]
   predict: Architectures | None
   hashes: dict[str, str]
 
   @property
   def min_rows(self) -> int:
     """The fewest measured networks that can be fitted."""
-    if self.prior:
+    if self.series:
       return MIN_WITH_PRIOR
     return 0 if self.entries is not None else predictor_lib.MIN_NETWORKS
 
+  @functools.cached_property
+  def prior(self) -> fewshot.Prior:
+    """What is known of latencies before anything is measured."""
+    return fewshot.prepare(self.spec, self.series, self.config.seed)
+
   def fit(self, rows: Measurements) -> Model:
-    """Fits the kind of model that there is data for."""
+    """Fits the kind of model that there are data for."""
+    if self.series:
+      model = fewshot.fit(
+        self.spec, rows.one_hot, rows.latency_ms, self.prior, self.config.seed
+      )
+      return Model(model.fit, model.predict)
     fit = common.fit_networks(
-      self.spec, rows.one_hot, rows.latency_ms, self.entries
+      self.spec, rows.one_hot, rows.latency_ms, self.entries, held_out=0
     )
     predict = common.predictor_of(self.spec, fit.variables)
     return Model(fit, lambda one_hot: (judge.corner_ms(predict, one_hot), None))
@@ -127,8 +139,8 @@ def make(config: ml_collections.ConfigDict) -> Task:
     spared=spared,
     left_out=int((~connected).sum()),
     entries=entries,
-    prior={
-      name: Measurements(*t.networks_one_hot(spec)) for name, t in prior.items()
+    series={
+      name: fewshot.Rows(*t.networks_one_hot(spec)) for name, t in prior.items()
     },
     predict=predict,
     hashes=hashes,
@@ -238,13 +250,24 @@ def _check_enough(task: Task) -> None:
   if count < task.min_rows:
     few = (
       f'; or set --config.prior=shipped, which needs at least {MIN_WITH_PRIOR}'
-      if not task.prior
+      if not task.series
       else ''
     )
     raise ValueError(
       f'{config.measurements or config.table} has {count} measured networks '
       f'with a path from input to output; a fit needs at least '
       f'{task.min_rows}{few}.'
+    )
+  if task.series and count > fewshot.MAX_ROWS:
+    raise ValueError(
+      f'{config.measurements or config.table} has {count} measured networks; '
+      f"with prior 'shipped' there may be {fewshot.MAX_ROWS}: they suffice "
+      'without it, so set --config.prior=none, or take a part by --config.rows.'
+    )
+  if task.series and task.entries is not None:
+    raise ValueError(
+      f"table {config.table!r} has op entries and prior is 'shipped'; only one "
+      'of them can be the start of a fit: leave one out.'
     )
 
 
@@ -256,10 +279,12 @@ def _run(task: Task, path: epath.Path) -> None:
     'device': task.device,
     'rows': len(task.measured.latency_ms),
     'rows_left_out': task.left_out,
-    'prior_devices': list(task.prior),
+    'prior_devices': list(task.series),
   }
   if record['rows'] or task.entries is not None:
     record |= _fit(task, path)
+  if task.config.suggest:
+    _write_suggestions(task, path)
   workdir_lib.write_json_atomic(path / predictor_report.METRICS, record)
 
 
@@ -323,4 +348,30 @@ def _write_predictions(
     columns[measurements.STD] = std.tolist()
   workdir_lib.write_text_atomic(
     path / predictor_report.PREDICTIONS, measurements.to_csv(columns)
+  )
+
+
+def _write_suggestions(task: Task, path: epath.Path) -> None:
+  """Writes a file of measurements whose latencies are still to be filled in."""
+  measured = task.measured.one_hot if len(task.measured.latency_ms) else None
+  found = fewshot.suggest(
+    task.spec,
+    task.prior,
+    task.config.suggest,
+    measured=measured,
+    seed=task.config.seed,
+  )
+  groups = task.spec.groups()
+  texts = [
+    spaces.to_text(
+      discretize.derive(task.spec, {g: found.one_hot[g][i] for g in groups})
+    )
+    for i in range(task.config.suggest)
+  ]
+  columns = {
+    measurements.GENOTYPE: texts,
+    measurements.LATENCY: [''] * len(texts),
+  }
+  workdir_lib.write_text_atomic(
+    path / predictor_report.SUGGESTIONS, measurements.to_csv(columns)
   )

@@ -46,7 +46,7 @@ _FIGURES = (
 )
 _NUM_FOLDS = 5
 _MIN_HELD_OUT = 10  # fewer rows make no figure
-_MAX_FOLDED = 200  # more rows are split once, which is as telling and cheaper
+_MAX_FOLDED = 1000  # more rows are split once, which is telling and cheaper
 _Z_90 = 1.645  # 90 % of a normal distribution are within so many deviations
 _NUM_GATES = 20  # at which the inside is judged
 _SHOWN = 20  # predictions on the screen
@@ -105,7 +105,7 @@ def hold_out(
   count = len(measured.latency_ms)
   order = np.random.default_rng(seed).permutation(count)
   if count > _MAX_FOLDED:
-    folds = [order[: max(_MAX_FOLDED // 10, count // 10)]]
+    folds = [order[: count // 10]]
     by = 'one random split'
   else:
     folds = np.array_split(order, _NUM_FOLDS)

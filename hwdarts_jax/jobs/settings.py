@@ -166,7 +166,10 @@ _PREDICTOR_FIELDS: dict[str, dict[str, _Rule]] = {
     'prior': _among('none', 'shipped'),
     'prior_devices': _TEXT,
     'exclude_devices': _TEXT,
-    'suggest': _whole(0),
+    'suggest': _Rule(
+      'a whole number, at least 0 and at most 1000',
+      lambda v: _is_whole(v) and 0 <= v <= 1000,
+    ),
   }
 }
 _OPTIMIZERS = ('params_optimizer', 'alphas_optimizer', 'retrain.optimizer')

@@ -15,7 +15,7 @@ No jax is imported here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import csv
 import io
 import math
@@ -128,7 +128,7 @@ def read_genotypes(
   return Architectures(tuple(texts), _stack(spec, one_hots))
 
 
-def to_csv(columns: dict[str, Sequence[str | float]]) -> str:
+def to_csv(columns: Mapping[str, Sequence[str | float]]) -> str:
   """CSV text of columns of equal length; numbers get 7 significant digits."""
   buffer = io.StringIO()
   writer = csv.writer(buffer, lineterminator='\n')
