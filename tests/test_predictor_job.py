@@ -15,6 +15,7 @@ from hwdarts_jax import oracle, spaces
 from hwdarts_jax.jobs import common, predictor_files, settings
 from hwdarts_jax.jobs import predictor as job
 from hwdarts_jax.latency import liveness, measurements
+from hwdarts_jax.latency import table as table_lib
 from hwdarts_jax.spaces import discretize, nasbench201
 
 CONFIG = 'configs/predictor.py'
@@ -497,6 +498,35 @@ def _config(deploy, **overrides):
   finally:
     sys.path.remove(str(tiny_runs.ROOT))
   return get_config().to_dict() | {'deploy': {'darts': deploy}} | overrides
+
+
+@pytest.mark.parametrize('count', [0, 10])
+def test_op_entries_are_scaled_to_a_few_whole_networks(
+  table, tiny_predictor, tmp_path, count
+):
+  """As many as there are: without any, the sum is what the table says."""
+  deploy = tiny_runs.tiny('DEPLOY')
+  spec = spaces.make('darts', **deploy)
+  entries = common.sum_of_entries(table_lib.load(table), spec)
+  texts = [r['genotype'] for r in _read(tiny_predictor / 'predictions.csv')]
+  hots = [discretize.one_hot(spec, spaces.from_text('darts', t)) for t in texts]
+  sums = np.array([entries.of(h) for h in hots])
+  ratio = 1.3 if count else 1.0
+  overrides = {'table': str(table), 'space': 'darts'}
+  overrides['predict'] = _write(tmp_path / 'p.csv', texts)
+  if count:
+    overrides['measurements'] = _write(
+      tmp_path / 'm.csv', texts[:count], ratio * sums[:count]
+    )
+  config = ml_collections.ConfigDict(_config(deploy, **overrides))
+  job.run(config.lock(), str(tmp_path / 'w'))
+  rows = _read(tmp_path / 'w' / 'predictions.csv')
+  np.testing.assert_allclose(
+    [float(r['predicted_ms']) for r in rows], ratio * sums, rtol=1e-5
+  )
+  record = json.loads((tmp_path / 'w' / 'metrics.json').read_text())
+  assert record['rows'] == record['held_out_rows'] == count
+  assert record['device'] == 'toy'
 
 
 def test_other_spaces_are_measured_in_json(tiny_predictor):

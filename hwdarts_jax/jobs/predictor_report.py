@@ -46,7 +46,7 @@ _FIGURES = (
 )
 _NUM_FOLDS = 5
 _MIN_HELD_OUT = 10  # fewer rows make no figure
-_MAX_FOLDED = 1000  # more rows are split once, which is telling and cheaper
+_MAX_FOLDED = 300  # more rows are split once, which is telling and cheaper
 _Z_90 = 1.645  # 90 % of a normal distribution are within so many deviations
 _NUM_GATES = 20  # at which the inside is judged
 _SHOWN = 20  # predictions on the screen
@@ -105,7 +105,7 @@ def hold_out(
   count = len(measured.latency_ms)
   order = np.random.default_rng(seed).permutation(count)
   if count > _MAX_FOLDED:
-    folds = [order[: count // 10]]
+    folds = [order[: count // _NUM_FOLDS]]
     by = 'one random split'
   else:
     folds = np.array_split(order, _NUM_FOLDS)
@@ -177,7 +177,8 @@ def inside(
   """
   predict = common.predictor_of(spec, fit.variables)
   found = {'predictor': judge.interior(spec, predict, count=_NUM_GATES)}
-  for name, semantics in _BASELINES.items():
+  baselines = _BASELINES if len(measured.latency_ms) else {}
+  for name, semantics in baselines.items():
     sums = judge.additive(
       spec, measured.one_hot, measured.latency_ms, semantics
     )
@@ -205,7 +206,7 @@ def of(path: epath.Path) -> str:
   """The summary of a finished fit, read from its workdir."""
   record = json.loads((path / METRICS).read_text())
   lines = ['']
-  if record['rows']:
+  if 'figures' in record:
     lines += _of_fit(record)
   if (path / PREDICTIONS).exists():
     lines += _of_predictions(path / PREDICTIONS)
@@ -214,7 +215,7 @@ def of(path: epath.Path) -> str:
     lines += [f'  {row[0]}' for row in _read(path / SUGGESTIONS)[1:]]
   names = [f for f in _FILES if (path / f).exists()]
   lines += [f'Everything is in {path}: {", ".join(names)}']
-  if record['rows']:
+  if 'figures' in record:
     lines += [
       'A search uses the predictor by',
       f'  --config.latency.predictor={path / PREDICTOR}',
@@ -244,7 +245,8 @@ def _of_fit(record: Mapping[str, Any]) -> list[str]:
   else:
     lines.append(f'  no held-out errors: {record["held_out_by"]}')
   models = record['figures']
-  lines.append(f'  {"":20}' + ''.join(f'{_TITLES[m]:>14}' for m in models))
+  titles = [f'{_TITLES[m]:>14}' for m in models]
+  lines.append(f'  {"":20}{"".join(titles)}')
   for key, title, form in _FIGURES:
     cells = [models[m].get(key) for m in models]
     if any(c is not None for c in cells):
