@@ -226,7 +226,8 @@ def _leave_one_out(spec, solved, y, latency_ms) -> dict[str, float]:
   mean, variance = (np.stack(v) for v in zip(*each, strict=True))
   # How much each setting would be believed without the row.
   log_density = -0.5 * (np.log(variance) + (y - mean) ** 2 / variance)
-  prior = np.log([b for b, _, _ in solved])[:, None]
+  beliefs = np.array([b for b, _, _ in solved])
+  prior = np.log(np.maximum(beliefs, np.finfo(float).tiny))[:, None]
   belief = special.softmax(prior - log_density, axis=0)
   center = (belief * mean).sum(0)
   std = np.sqrt((belief * (variance + mean**2)).sum(0) - center**2)
