@@ -66,6 +66,47 @@ def genotypes(draw, spec):
   return spec_lib.Genotype(spec.space, cells)
 
 
+@st.composite
+def small_specs(draw):
+  """One searched cell of a few nodes, in which ops may be dead.
+
+  Some edges are fixed, some nodes may keep only some of their edges, an op may
+  be excluded. Few enough architectures to enumerate.
+  """
+  num_inputs = draw(st.integers(1, 2))
+  last = num_inputs + draw(st.integers(1, 3))
+  names = ['none', 'skip_connect', 'nor_conv_1x1']
+  ops = tuple(names[: draw(st.integers(2, 3))])
+  edges, rows = [], 0
+  for dst in range(num_inputs, last):
+    sources = draw(st.sets(st.integers(0, dst - 1), min_size=1, max_size=3))
+    # Only nodes that something writes can be read.
+    known = {e.dst for e in edges} | set(range(num_inputs))
+    for src in sorted(sources & known) or [0]:
+      fixed = draw(st.integers(0, 4)) == 0
+      kinds = ('nor_conv_1x1',) if fixed else ops
+      row = None if fixed else rows
+      rows += not fixed
+      edges.append(spec_lib.EdgeSpec(src, dst, kinds, row))
+  hypothesis.assume(1 <= rows <= 7)
+  outputs = draw(st.sets(st.sampled_from([e.dst for e in edges]), min_size=1))
+  cell = spec_lib.CellSpec(
+    'cell',
+    tuple((i, spec_lib.IMAGE) for i in range(num_inputs)),
+    tuple(edges),
+    tuple(sorted(outputs)),
+    2,
+    group='group',
+    keep=draw(st.sampled_from([None, 1, 2])),
+  )
+  pool = spec_lib.EdgeSpec(0, 1, ('global_avg_pool',), None, 4)
+  head = spec_lib.CellSpec('head', ((0, 'cell'),), (pool,), (1,), 2)
+  excluded = draw(st.sampled_from([(), ('skip_connect',)]))
+  return spec_lib.NetworkSpec(
+    'small', (4, 4, 2), (), (cell,), (head,), 2, excluded
+  )
+
+
 def _paths(value, path=()):
   yield path
   children = (

@@ -1,4 +1,4 @@
-"""The architectures of a space, and which of their ops meet."""
+"""The architectures of a space, where there are few enough to name each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import math
 
 import numpy as np
 
+from hwdarts_jax.latency.pairs import adjacent_edges
 from hwdarts_jax.spaces.spec import NetworkSpec
+
+__all__ = ('adjacent_edges', 'corners', 'is_enumerable')
 
 _MAX_ENUMERATED = 2**16
 
@@ -41,15 +44,3 @@ def corners(spec: NetworkSpec) -> dict[str, np.ndarray]:
     one_hot[name] = np.eye(num_ops)[digits[:, at : at + num_edges]]
     at += num_edges
   return one_hot
-
-
-def adjacent_edges(edges) -> tuple[np.ndarray, np.ndarray]:
-  """Rows of all pairs of edges that share a node, as two i[P]."""
-  pairs = [
-    (i, j)
-    for i in range(len(edges))
-    for j in range(i + 1, len(edges))
-    if set(edges[i]) & set(edges[j])
-  ]
-  both = np.array(pairs, int).reshape(-1, 2)
-  return both[:, 0], both[:, 1]

@@ -34,6 +34,7 @@ Corner = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 # Spread of the logits of random gates: from a search that has just begun to
 # one that has nearly settled.
 _SCALES = (0.1, 0.5, 1.0, 2.0, 4.0)
+_MIN_CONTEXTS = 50  # of the values of one choice
 _CHUNK = 4096  # architectures predicted at a time
 
 
@@ -282,10 +283,9 @@ def _sampled(spec, at_corners, gates, count, rng):
   drawn = sampling.draw(spec, gates, count, rng)
   value = float(at_corners(drawn).mean())
   slope = {g: np.zeros(p.shape) for g, p in gates.items()}
-  blocks = sampling.blocks(spec)
-  for block in blocks:
+  for block in sampling.blocks(spec):
     values = sampling.choices(spec, block)
-    contexts = max(1, count // len(values) // len(blocks))
+    contexts = min(count, max(_MIN_CONTEXTS, count // len(values)))
     part = {g: p[:contexts] for g, p in drawn.items()}
     many = {g: np.repeat(p, len(values), 0) for g, p in part.items()}
     rows = list(block.rows)

@@ -1,0 +1,101 @@
+"""What runs, against a search for paths edge by edge."""
+
+import hypothesis
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+import space_strategies
+
+from hwdarts_jax import spaces
+from hwdarts_jax.latency import liveness, sampling
+from hwdarts_jax.models import ops
+from hwdarts_jax.spaces import discretize, nasbench201
+
+
+def _draw(spec, count, seed):
+  rng = np.random.default_rng(seed)
+  gates = {
+    g: rng.dirichlet(np.ones(s.shape[1]), s.shape[0])
+    for g, s in spec.groups().items()
+  }
+  return sampling.draw(spec, gates, count, rng)
+
+
+def _reaches(edges, start, goals):
+  """Whether a path of `edges` leads from `start` into `goals`."""
+  return start in goals or any(
+    _reaches(edges, dst, goals) for src, dst in edges if src == start
+  )
+
+
+@hypothesis.settings(max_examples=25)
+@hypothesis.given(
+  spec=space_strategies.small_specs(), seed=st.integers(0, 2**31)
+)
+def test_ops_run_where_a_path_says_so(spec, seed):
+  """Pruned: to an output; compiled: also from an input."""
+  (cell,) = spec.cells
+  ((name, group),) = spec.groups().items()
+  one_hot = _draw(spec, 5, seed)
+  sources = [node for node, _ in cell.inputs]
+  pruned, compiled = (
+    liveness.paid_ops(spec, one_hot, s)[name] for s in ('pruned', 'compiled')
+  )
+  for n, hot in enumerate(one_hot[name]):
+    chosen = {
+      edge: group.ops[hot[row].argmax()]
+      for row, edge in enumerate(group.edges)
+      if hot[row].any()
+    }
+    runs = [e for e, op in chosen.items() if not ops.is_zero(op)]
+    runs += [(e.src, e.dst) for e in cell.edges if e.row is None]
+    for row, (src, dst) in enumerate(group.edges):
+      needed = (src, dst) in runs and _reaches(runs, dst, cell.outputs)
+      fed = any(_reaches(runs, s, [src]) for s in sources)
+      np.testing.assert_array_equal(pruned[n, row], hot[row] * needed)
+      np.testing.assert_array_equal(compiled[n, row], hot[row] * needed * fed)
+
+
+@pytest.mark.parametrize('name', spaces.names())
+def test_eager_runtimes_pay_for_all_and_the_others_for_ever_fewer(name):
+  spec = spaces.make(name)
+  one_hot = _draw(spec, 50, 0)
+  eager, pruned, compiled = (
+    liveness.paid_ops(spec, one_hot, s) for s in liveness.SEMANTICS
+  )
+  for group, hot in one_hot.items():
+    np.testing.assert_array_equal(eager[group], hot)
+    assert (pruned[group] <= eager[group]).all()
+    assert (compiled[group] <= pruned[group]).all()
+    dead = (compiled[group] < hot).any()
+    assert dead == liveness.has_dead_ops(spec)
+
+
+@pytest.mark.parametrize(
+  'arch, compiled, pruned',
+  [
+    # Node 1 is fed, but nothing reads it.
+    ('|nor_conv_3x3~0|+|none~0|none~1|+|skip_connect~0|none~1|none~2|', 1, 1),
+    # Node 2 is read, but nothing feeds it.
+    ('|none~0|+|none~0|none~1|+|skip_connect~0|none~1|nor_conv_3x3~2|', 1, 2),
+    # No path at all.
+    ('|nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|nor_conv_3x3~2|', 0, 1),
+  ],
+)
+def test_dead_ends_and_sources_of_nothing(arch, compiled, pruned):
+  spec = spaces.make('nasbench201')
+  genotype = nasbench201.from_arch_string(arch)
+  hot = {g: p[None] for g, p in discretize.one_hot(spec, genotype).items()}
+  counts = {
+    s: liveness.paid_ops(spec, hot, s)['cell'].sum() for s in liveness.SEMANTICS
+  }
+  assert counts == {'eager': 6, 'pruned': pruned, 'compiled': compiled}
+  assert liveness.is_connected(spec, hot)[0] == (compiled > 0)
+
+
+def test_341_cells_of_nasbench201_have_no_path():
+  """As many as its measurements lack."""
+  spec = spaces.make('nasbench201')
+  digits = np.arange(5**6)[:, None] // 5 ** np.arange(6) % 5
+  connected = liveness.is_connected(spec, {'cell': np.eye(5)[digits]})
+  assert (~connected).sum() == 341
