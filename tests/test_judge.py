@@ -182,3 +182,25 @@ def test_a_sum_of_costs_without_dead_ops_is_wrong_inside():
   assert none['gradient_cosine'] > 0.9999
   assert found['interior_error_percent'] > 2
   assert found['gradient_cosine'] < 0.99
+
+
+def test_twins_tell_how_much_of_an_error_is_noise():
+  """Cells that run the same ops; a fifth of them measured half again as slow.
+
+  Their twins predict all the others exactly, and no row predicts itself.
+  """
+  spec = _spec()
+  rng = np.random.default_rng(0)
+  cells = {'cell': np.eye(5)[rng.integers(5, size=(4000, 6))]}
+  paid = liveness.paid_ops(spec, cells, 'compiled')['cell']
+  ms = 3 + (paid * rng.uniform(0.5, 1, (6, 5))).sum((1, 2))
+  slow = rng.random(4000) < 0.2
+  noisy = ms * np.where(slow, 1.5, 1)
+  found = judge.twins_ms(spec, cells, noisy, 'compiled', least=12)
+  known = ~np.isnan(found)
+  assert 200 < known.sum() < 4000
+  share = (np.abs(found / noisy - 1) <= 0.1)[known].mean()
+  assert share == pytest.approx(0.8, abs=0.05)
+  np.testing.assert_allclose(found[known] / ms[known], 1, atol=0.1)
+  # Where all ops run, hardly two cells of a sample are the same program.
+  assert np.isnan(judge.twins_ms(spec, cells, noisy, 'eager')).all()

@@ -170,6 +170,49 @@ def _columns(spec: NetworkSpec, paid: Mapping[str, np.ndarray]) -> np.ndarray:
   return np.concatenate([np.ones((len(flat[0]), 1)), *flat], axis=1)
 
 
+def twins_ms(
+  spec: NetworkSpec,
+  one_hot: Mapping[str, np.ndarray],
+  latency_ms: np.ndarray,
+  semantics: str,
+  least: int = 5,
+) -> np.ndarray:
+  """What other rows with the same live ops say of each row: the noise.
+
+  A runtime with these semantics runs the same program for all of them, so no
+  predictor that follows it does better than the value that is within 10 % of
+  most of the others.
+
+  Args:
+    spec: the space.
+    one_hot: measured architectures, for each group f[N, E, O].
+    latency_ms: f[N].
+    semantics: see `liveness`; which ops are live.
+    least: rows with fewer twins than this, themselves counted, have none.
+
+  Returns:
+    f[N] ms, NaN for rows without twins.
+  """
+  paid = liveness.paid_ops(spec, one_hot, semantics)
+  flat = np.concatenate([p.reshape(len(p), -1) for p in paid.values()], 1)
+  _, kinds = np.unique(flat, axis=0, return_inverse=True)
+  found = np.full(len(latency_ms), np.nan)
+  order = np.argsort(kinds, kind='stable')
+  cuts = np.flatnonzero(np.diff(kinds[order])) + 1
+  for rows in np.split(order, cuts):
+    if len(rows) >= least:
+      for row in rows:
+        found[row] = _most_frequent(latency_ms[rows[rows != row]])
+  return found
+
+
+def _most_frequent(ms: np.ndarray) -> float:
+  """The value f[] that is within 10 % of most of `ms` f[N]."""
+  values = np.outer(ms, np.linspace(0.92, 1.08, 9)).ravel()
+  counts = (np.abs(values[:, None] / ms - 1) <= 0.1).sum(1)
+  return float(np.median(values[counts == counts.max()]))
+
+
 class Mlp(nn.Module):
   """Gates, flattened, to one number: nothing is known of the space.
 
