@@ -110,11 +110,14 @@ def help_split(device: str, count: int, seed: int) -> Split:
   In pool and test the fastest and slowest 10 % by true latency are dropped.
   Cells without a path from input to output are in it, as they are in HELP.
   """
-  pool, test = (
-    _trimmed(device, official) for official in (range(900), range(900, 1900))
-  )
+  pool, test = help_pool(device), _trimmed(device, range(900, 1900))
   rng = np.random.default_rng(seed)
   return Split(np.sort(rng.choice(pool, count, replace=False)), test)
+
+
+def help_pool(device: str) -> np.ndarray:
+  """The cells that HELP draws its samples from."""
+  return _trimmed(device, range(900))
 
 
 def random_split(
