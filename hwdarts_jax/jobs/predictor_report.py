@@ -45,6 +45,7 @@ _FIGURES = (
   ('gradient_cosine', 'gradient cosine', '.3f'),
 )
 _NUM_FOLDS = 5
+_MAX_SPARED = 20  # of so few rows, fewer are spared at a time
 _MIN_HELD_OUT = 10  # fewer rows make no figure
 _MAX_FOLDED = 300  # more rows are split once, which is telling and cheaper
 _Z_90 = 1.645  # 90 % of a normal distribution are within so many deviations
@@ -108,8 +109,9 @@ def hold_out(
     folds = [order[: count // _NUM_FOLDS]]
     by = 'one random split'
   else:
-    folds = np.array_split(order, _NUM_FOLDS)
-    by = f'{_NUM_FOLDS} folds'
+    num_folds = _NUM_FOLDS if count > _MAX_SPARED else 2 * _NUM_FOLDS
+    folds = np.array_split(order, num_folds)
+    by = f'{num_folds} folds'
   needed = max(_MIN_HELD_OUT, math.ceil(min_rows * 1.25))
   if count < needed or count - len(folds[0]) < min_rows:
     return f'{count} networks are too few to hold some out; {needed} would do'
@@ -236,8 +238,11 @@ def _of_fit(record: Mapping[str, Any]) -> list[str]:
       f'  {record["rows_left_out"]} networks without a path from input to '
       'output were left out'
     )
-  if record['prior_devices']:
-    lines.append(f'  prior: {", ".join(record["prior_devices"])}')
+  others = record['prior_devices']
+  if others:
+    more = f' and {len(others) - 4} more' if len(others) > 5 else ''
+    names = others[:4] if more else others
+    lines.append(f'  prior: {", ".join(names)}{more}')
   if record['held_out_rows']:
     lines.append(
       f'  held out: {record["held_out_rows"]} networks, {record["held_out_by"]}'
