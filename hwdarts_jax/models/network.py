@@ -151,10 +151,14 @@ class Edge(nn.Module):
     return total
 
 
-def init(network: Network, rng: jax.Array) -> dict[str, Any]:
+def init(network: Any, rng: jax.Array) -> dict[str, Any]:
   """Returns fresh variables: 'params' and 'batch_stats'.
 
   Only initializers run; the network itself is never evaluated or compiled.
+
+  Args:
+    network: a `Network`, or what is used like one (`fused.FusedNetwork`).
+    rng: key.
   """
   spec = network.spec
   image = jax.ShapeDtypeStruct((1, *spec.input_shape), jnp.float32)
@@ -170,7 +174,7 @@ def init(network: Network, rng: jax.Array) -> dict[str, Any]:
 
 
 def count_correct(
-  network: Network,
+  network: Any,
   variables: Any,
   image: jax.Array,
   batch: Mapping[str, jax.Array],
@@ -179,7 +183,7 @@ def count_correct(
   """Returns the number of correct answers, i32[].
 
   Args:
-    network: the network, evaluated with running statistics.
+    network: as in `init`; evaluated with running statistics.
     variables: 'params' and 'batch_stats'.
     image: f[B, H, W, C], normalized.
     batch: 'label' i32[B], and 'mask' bool[B] of the examples that count.

@@ -1,12 +1,7 @@
 """Candidate operations, registered under the field's names.
 
-Every op is a Flax module ``Op(features, stride, context)`` with
-
-    op(x: f[B, H, W, C], train) -> f[B, ceil(H / stride), ceil(W / stride),
-                                      features]
-
 To add an op, write one class and register it; spaces name it, and cost models,
-tables and tests follow.
+tables and tests follow. `op` says what an op is.
 
 The semantics are those of the published spaces (DARTS, ICLR 2019;
 NAS-Bench-201, ICLR 2020): symmetric padding also at stride 2, average pooling
@@ -15,257 +10,40 @@ that does not count padding, batch normalization with epsilon 1e-5.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-import dataclasses
-import functools
-from typing import Any, cast, ClassVar
+from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-Padding = tuple[tuple[int, int], tuple[int, int]]
+from hwdarts_jax.models import shifts
+from hwdarts_jax.models.op import (
+  BatchNorm,
+  Context,
+  DepthwiseConv,
+  get,
+  is_skip,
+  is_zero,
+  Op,
+  OPS,
+  param_dtype,
+  register,
+  same,
+  Shared,
+  Stage,
+)
 
-
-@dataclasses.dataclass(frozen=True)
-class Context:
-  """What all ops of a network share.
-
-  Attributes:
-    affine: whether batch norms of searched ops have scale and bias; the
-      published supernets have none, so that an op cannot rescale its gate.
-    bn_groups: the batch is split into this many groups, each normalized by its
-      own statistics: the result does not depend on the number of devices.
-    bn_momentum: share of the old running statistics that an update keeps.
-    pool_bn: whether pooling ends in batch normalization.
-    dtype: type of activations; parameters and statistics are float32, or
-      float64 where this is.
-    depthwise: 'conv' (grouped convolution) or 'shift' (sum of shifted
-      products: the same numbers up to rounding, many times faster on CPU).
-  """
-
-  affine: bool = True
-  bn_groups: int = 1
-  bn_momentum: float = 0.9
-  pool_bn: bool = False
-  dtype: Any = jnp.float32
-  depthwise: str = 'conv'
-
-
-class BatchNorm(nn.Module):
-  """Batch normalization over a fixed number of batch groups.
-
-  The batch is cut into `groups` contiguous parts and each part is normalized
-  by its own mean and variance ("ghost" batch normalization, Hoffer et al.
-  2017). Running statistics average over the groups. Unlike in PyTorch the
-  running variance is the biased one.
-  """
-
-  groups: int = 1
-  affine: bool = True
-  momentum: float = 0.9
-  epsilon: float = 1e-5
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    """Returns `x: f[B, H, W, C]` normalized per channel.
-
-    Raises:
-      ValueError: B is not divisible by the number of groups.
-    """
-    features = x.shape[-1]
-    stat_dtype = _param_dtype(self.dtype)
-    ra_mean = self.variable(
-      'batch_stats', 'mean', jnp.zeros, (features,), stat_dtype
-    )
-    ra_var = self.variable(
-      'batch_stats', 'var', jnp.ones, (features,), stat_dtype
-    )
-    if train:
-      mean, var, x = self._group_statistics(x, stat_dtype)
-      if self.is_mutable_collection('batch_stats'):
-        keep = self.momentum
-        ra_mean.value = keep * ra_mean.value + (1 - keep) * mean.mean(
-          (0, 1, 2, 3)
-        )
-        ra_var.value = keep * ra_var.value + (1 - keep) * var.mean((0, 1, 2, 3))
-    else:
-      shape = (1,) * (x.ndim - 1) + (features,)
-      mean, var = ra_mean.value.reshape(shape), ra_var.value.reshape(shape)
-    scale = jax.lax.rsqrt(var + self.epsilon)
-    offset = -mean * scale
-    if self.affine:
-      shape = (1,) * (x.ndim - 1) + (features,)
-      gamma = self.param('scale', nn.initializers.ones, (features,), stat_dtype)
-      beta = self.param('bias', nn.initializers.zeros, (features,), stat_dtype)
-      scale = scale * gamma.reshape(shape)
-      offset = offset * gamma.reshape(shape) + beta.reshape(shape)
-    # In the wide type, so that its gradients are also summed in it.
-    y = (x * scale + offset).astype(self.dtype)
-    return y.reshape((-1, *y.shape[-3:]))
-
-  def _group_statistics(self, x, stat_dtype):
-    """Returns mean and variance [G, 1, 1, 1, C], and x [G, B/G, H, W, C]."""
-    batch = x.shape[0]
-    if batch % self.groups:
-      raise ValueError(
-        f'batch of {batch} examples is not divisible by '
-        f'batch_groups={self.groups}.'
-      )
-    x = x.reshape((self.groups, batch // self.groups, *x.shape[1:]))
-    wide = x.astype(stat_dtype)
-    mean = wide.mean((1, 2, 3), keepdims=True)
-    # Two passes: E[x^2] - E[x]^2 loses all digits where the mean dominates.
-    var = jnp.square(wide - mean).mean((1, 2, 3), keepdims=True)
-    return mean, var, x
-
-
-class Op(nn.Module):
-  """Base of all candidate operations.
-
-  Attributes:
-    features: channels of the output.
-    stride: spatial stride.
-    context: what all ops of the network share.
-  """
-
-  features: int
-  stride: int = 1
-  context: Context = Context()
-
-  # A zero op adds nothing to a node, so the network skips it.
-  is_zero: ClassVar[bool] = False
-  # Drop path spares ops that carry the signal unchanged.
-  is_skip: ClassVar[bool] = False
-
-  def norm(self, affine: bool | None = None) -> BatchNorm:
-    """A batch norm with the settings of the context."""
-    c = self.context
-    return BatchNorm(
-      c.bn_groups,
-      c.affine if affine is None else affine,
-      c.bn_momentum,
-      dtype=c.dtype,
-    )
-
-  def conv(
-    self, kernel: int, stride: int = 1, features: int | None = None
-  ) -> nn.Conv:
-    """A dense convolution without bias, padded symmetrically."""
-    return nn.Conv(
-      self.features if features is None else features,
-      (kernel, kernel),
-      stride,
-      _same(kernel),
-      use_bias=False,
-      dtype=self.context.dtype,
-      param_dtype=_param_dtype(self.context.dtype),
-      kernel_init=nn.initializers.he_normal(),
-    )
-
-  def depthwise(
-    self, kernel: int, stride: int = 1, dilation: int = 1
-  ) -> DepthwiseConv:
-    """A depthwise convolution without bias, padded symmetrically."""
-    return DepthwiseConv(
-      kernel, stride, dilation, self.context.dtype, self.context.depthwise
-    )
-
-
-OPS: dict[str, functools.partial[Op]] = {}
-
-
-def register(name: str, **settings):
-  """Class decorator: registers the op `name`, made with `settings`."""
-
-  def decorate(cls):
-    if name in OPS:
-      raise ValueError(f'op {name!r} is registered twice.')
-    OPS[name] = functools.partial(cls, **settings)
-    return cls
-
-  return decorate
-
-
-def get(name: str) -> Callable[..., Op]:
-  """Returns the op registered under `name`.
-
-  Raises:
-    ValueError: there is none; the message lists the known ones.
-  """
-  if name not in OPS:
-    raise ValueError(f'unknown op {name!r}; known are {sorted(OPS)}.')
-  return OPS[name]
-
-
-def is_zero(name: str) -> bool:
-  """Whether the op contributes nothing."""
-  return _op_class(name).is_zero
-
-
-def is_skip(name: str) -> bool:
-  """Whether the op carries its input on (see `Op.is_skip`)."""
-  return _op_class(name).is_skip
-
-
-def _op_class(name: str) -> type[Op]:
-  get(name)  # names an unknown op
-  return cast(type[Op], OPS[name].func)
-
-
-class DepthwiseConv(nn.Module):
-  """Depthwise convolution; see `Context.depthwise` for the two evaluations."""
-
-  kernel: int
-  stride: int = 1
-  dilation: int = 1
-  dtype: Any = jnp.float32
-  method: str = 'conv'
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """x: f[B, H, W, C] -> f[B, ceil(H / stride), ceil(W / stride), C]."""
-    channels = x.shape[-1]
-    kernel = self.param(
-      'kernel',
-      nn.initializers.he_normal(),
-      (self.kernel, self.kernel, 1, channels),
-      _param_dtype(self.dtype),
-    )
-    kernel, x = kernel.astype(self.dtype), x.astype(self.dtype)
-    evaluate = {'conv': self._grouped, 'shift': self._shifted}[self.method]
-    return evaluate(x, kernel)
-
-  def _grouped(self, x, kernel):
-    return jax.lax.conv_general_dilated(
-      x,
-      kernel,
-      (self.stride, self.stride),
-      _same(self.kernel, self.dilation),
-      rhs_dilation=(self.dilation, self.dilation),
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-      feature_group_count=x.shape[-1],
-    )
-
-  def _shifted(self, x, kernel):
-    height, width = (-(-n // self.stride) for n in x.shape[1:3])
-    pad = _same(self.kernel, self.dilation)
-    x = jnp.pad(x, ((0, 0), *pad, (0, 0)))
-    # Products are summed in the wide type, as by a convolution.
-    kernel = kernel.astype(_param_dtype(self.dtype))
-    total = jnp.zeros((), kernel.dtype)
-    for i in range(self.kernel):
-      for j in range(self.kernel):
-        top, left = i * self.dilation, j * self.dilation
-        part = x[
-          :,
-          top : top + (height - 1) * self.stride + 1 : self.stride,
-          left : left + (width - 1) * self.stride + 1 : self.stride,
-        ]
-        term = part * kernel[i, j].reshape(1, 1, 1, -1)
-        total = total + term
-    return total.astype(self.dtype)
+__all__ = (
+  'OPS',
+  'BatchNorm',
+  'Context',
+  'DepthwiseConv',
+  'Op',
+  'get',
+  'is_skip',
+  'is_zero',
+  'register',
+)
 
 
 @register('none')
@@ -304,6 +82,9 @@ class FactorizedReduce(Op):
     )
     return self.norm()(y, train)
 
+  def stages(self, in_shape):
+    return (_reduce_stage(self.stride, in_shape),)
+
 
 @register('skip_connect')
 class SkipConnect(Op):
@@ -313,9 +94,27 @@ class SkipConnect(Op):
 
   @nn.compact
   def __call__(self, x, train):
-    if self.stride == 1 and x.shape[-1] == self.features:
+    if self._is_identity(x.shape):
       return x
     return FactorizedReduce(self.features, self.stride, self.context)(x, train)
+
+  def stages(self, in_shape):
+    if self._is_identity(in_shape):
+      return ()
+    stage = _reduce_stage(self.stride, in_shape)
+    name = 'FactorizedReduce_0'
+    return (
+      stage._replace(
+        kernel=lambda params: stage.kernel(params[name]),
+        norm=(name, *stage.norm),
+      ),
+    )
+
+  def shared(self, in_shape):
+    return Shared(lambda x: x, ()) if self._is_identity(in_shape) else None
+
+  def _is_identity(self, shape) -> bool:
+    return self.stride == 1 and shape[-1] == self.features
 
 
 @register('nor_conv_1x1', kernel=1)
@@ -330,6 +129,13 @@ class ReluConvBn(Op):
   def __call__(self, x, train):
     y = self.conv(self.kernel, self.stride)(nn.relu(x))
     return self.norm()(y, train)
+
+  def stages(self, in_shape):
+    def kernel(params):
+      return params['Conv_0']['kernel']
+
+    padding = same(self.kernel)
+    return (Stage(kernel, ('BatchNorm_0',), self.stride, 1, padding),)
 
 
 @register('sep_conv_3x3', kernel=3)
@@ -346,6 +152,12 @@ class SepConv(Op):
       x = self.norm()(self.conv(1, 1, features)(y), train)
     return x
 
+  def stages(self, in_shape):
+    return tuple(
+      Stage(_separable(i), (f'BatchNorm_{i}',), stride, 1, same(self.kernel))
+      for i, stride in enumerate((self.stride, 1))
+    )
+
 
 @register('dil_conv_3x3', kernel=3)
 @register('dil_conv_5x5', kernel=5)
@@ -359,6 +171,10 @@ class DilConv(Op):
     y = self.depthwise(self.kernel, self.stride, 2)(nn.relu(x))
     return self.norm()(self.conv(1)(y), train)
 
+  def stages(self, in_shape):
+    padding = same(self.kernel, 2)
+    return (Stage(_separable(0), ('BatchNorm_0',), self.stride, 2, padding),)
+
 
 class _Pool(Op):
   """3x3 pooling, then BN without affine where the context says so."""
@@ -367,6 +183,13 @@ class _Pool(Op):
     # Where the published supernet normalizes pooling, it never has an affine.
     return self.norm(affine=False)(y, train) if self.context.pool_bn else y
 
+  def shared(self, in_shape):
+    return Shared(self.pool, ('BatchNorm_0',) if self.context.pool_bn else ())
+
+  def pool(self, x):
+    """The fast form of the op."""
+    raise NotImplementedError
+
 
 @register('avg_pool_3x3')
 class AvgPool(_Pool):
@@ -374,7 +197,10 @@ class AvgPool(_Pool):
 
   @nn.compact
   def __call__(self, x, train):
-    return self.finish(_average(x, 3, self.stride, _same(3)), train)
+    return self.finish(_average(x, 3, self.stride, same(3)), train)
+
+  def pool(self, x):
+    return shifts.average_pool(x, 3, self.stride, same(3))
 
 
 @register('max_pool_3x3')
@@ -383,8 +209,11 @@ class MaxPool(_Pool):
 
   @nn.compact
   def __call__(self, x, train):
-    y = nn.max_pool(x, (3, 3), (self.stride, self.stride), _same(3))
+    y = nn.max_pool(x, (3, 3), (self.stride, self.stride), same(3))
     return self.finish(y, train)
+
+  def pool(self, x):
+    return shifts.max_pool(x, 3, self.stride, same(3))
 
 
 @register('conv_bn_3x3', kernel=3)
@@ -441,8 +270,38 @@ class Dense(Op):
     return nn.Dense(
       self.features,
       dtype=self.context.dtype,
-      param_dtype=_param_dtype(self.context.dtype),
+      param_dtype=param_dtype(self.context.dtype),
     )(x)
+
+
+def _reduce_stage(stride: int, in_shape: Any) -> Stage:
+  """`FactorizedReduce` as a 2x2 convolution, a tap for each of its grids."""
+
+  def kernel(params):
+    taps = [params[name]['kernel'] for name in sorted(params)]
+    before, after = ((0, 1), (0, 1)), ((1, 0), (1, 0))
+    # Of a single channel there is only the shifted grid.
+    sides = [before, after][-len(taps) :]
+    padded = [
+      jnp.pad(tap, (*side, (0, 0), (0, 0)))
+      for tap, side in zip(taps, sides, strict=True)
+    ]
+    return jnp.concatenate(padded, axis=-1)
+
+  # To where the shifted grid has its last pixel, which may be padding.
+  ends = [(-(-n // stride) - 1) * stride + 2 - n for n in in_shape[:2]]
+  padding = ((0, ends[0]), (0, ends[1]))
+  return Stage(kernel, ('BatchNorm_0',), stride, 1, padding)
+
+
+def _separable(index: int):
+  """Composes a depthwise and a pointwise kernel of the op into a dense one."""
+
+  def kernel(params):
+    depthwise = params[f'DepthwiseConv_{index}']['kernel'][:, :, 0, :, None]
+    return depthwise * params[f'Conv_{index}']['kernel']
+
+  return kernel
 
 
 def _average(x: jax.Array, window: int, stride: int, pads: Any) -> jax.Array:
@@ -452,14 +311,3 @@ def _average(x: jax.Array, window: int, stride: int, pads: Any) -> jax.Array:
   )
   # The counts of Flax are float32.
   return y.astype(x.dtype)
-
-
-def _param_dtype(dtype: Any) -> Any:
-  """Type of parameters and statistics beside activations of `dtype`."""
-  return jnp.promote_types(dtype, jnp.float32)
-
-
-def _same(kernel: int, dilation: int = 1) -> Padding:
-  """Symmetric padding that keeps ceil(size / stride), as in PyTorch."""
-  pad = dilation * (kernel - 1) // 2
-  return ((pad, pad), (pad, pad))

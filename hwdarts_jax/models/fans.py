@@ -1,0 +1,371 @@
+"""Ops on several edges that read one input: the unit of fused evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import functools
+from typing import Any, NamedTuple
+
+from flax import struct, traverse_util
+import jax
+from jax.ad_checkpoint import checkpoint_name
+import jax.numpy as jnp
+
+from hwdarts_jax.models import mixing
+from hwdarts_jax.models import op as op_lib
+
+Tree = Any
+Path = tuple[str, ...]
+# Name of the values that a rematerialized backward pass keeps.
+CONV = 'conv'
+# Convolutions share a call where this share of its taps is not zero.
+_MIN_TAPS = 0.5
+
+
+class Mode(NamedTuple):
+  """How a pass goes over the network.
+
+  Attributes:
+    train: whether batch norms use the statistics of the batch.
+    groups: batch groups, each with statistics of its own.
+    halves: whether every other group is of a second batch, which changes
+      neither running statistics nor the gradient of params.
+  """
+
+  train: bool
+  groups: int
+  halves: bool
+
+
+class _Part(NamedTuple):
+  """A term of the sum, and where its batch norms keep their statistics."""
+
+  term: mixing.Term
+  norms: tuple[Path, ...]  # one for each op, or ()
+
+
+class _Chain(NamedTuple):
+  """An op as a chain of stages, on E edges.
+
+  Attributes:
+    name: of the op.
+    stages: one or more.
+    params: of the op, f[E, ...].
+    gates: f32[G or 1, E].
+    kernel: of the first convolution, f[E, K, K, C, features].
+  """
+
+  name: str
+  stages: tuple[op_lib.Stage, ...]
+  params: Tree
+  gates: jax.Array
+  kernel: jax.Array
+
+  def norm(self, i: int) -> Path:
+    """Keys of the statistics of a stage."""
+    return (self.name, *self.stages[i].norm)
+
+
+@struct.dataclass
+class Fan:
+  """Evaluates the weighted sum of ops for each of E edges.
+
+  Attributes:
+    features: channels of the output.
+    stride: of the edges.
+    context: settings shared by all ops.
+    mode: how the pass goes.
+    params: of each op, f[E, ...].
+    stats: likewise.
+  """
+
+  features: int = struct.field(pytree_node=False)
+  stride: int = struct.field(pytree_node=False)
+  context: op_lib.Context = struct.field(pytree_node=False)
+  mode: Mode = struct.field(pytree_node=False)
+  params: Mapping[str, Any]
+  stats: Mapping[str, Any]
+
+  def __call__(
+    self, x: jax.Array, gates: Mapping[str, jax.Array]
+  ) -> tuple[jax.Array, Tree]:
+    """Returns f[B, H', W', E, features] and new statistics.
+
+    Args:
+      x: f[B, H, W, C].
+      gates: of each op to evaluate, f32[G or 1, E].
+    """
+    parts: list[_Part] = []
+    chains: list[_Chain] = []
+    new: dict[Path, jax.Array] = {}
+    for name, gate in gates.items():
+      op = op_lib.get(name)(self.features, self.stride, self.context)
+      in_shape = x.shape[1], x.shape[2], x.shape[3]
+      stages, shared = op.stages(in_shape), op.shared(in_shape)
+      if stages:
+        params = self.params[name]
+        kernel = jax.vmap(stages[0].kernel)(params)
+        chains.append(_Chain(name, stages, params, gate, kernel))
+      elif shared is not None:
+        norms = ((name, *shared.norm),) if shared.norm else ()
+        y = self._five(shared.function(x), 1, 1)
+        parts.append(self._part(y, [gate], norms))
+      else:
+        y, updated = self._by_itself(op, name, x, gate.shape[-1])
+        parts.append(self._part(y, [gate], ()))
+        new |= updated
+    if chains:
+      x = jax.nn.relu(x)
+    for alike in _alike(chains):
+      new |= self._run(x, alike, parts)
+    y, moments = mixing.mix(
+      [part.term for part in parts], self.context.dtype, self.mode.train
+    )
+    for part, of_part in zip(parts, moments, strict=True):
+      new |= self._moved(part.norms, of_part)
+    y = y.reshape(-1, *self._size(x), *y.shape[2:])
+    return y, traverse_util.unflatten_dict(new)
+
+  def _run(self, x, chains: Sequence[_Chain], parts: list[_Part]):
+    """Appends the parts of chains whose first convolutions are one.
+
+    Returns:
+      New statistics of all stages but the last.
+    """
+    widest = max(chains, key=lambda c: c.kernel.shape[1])
+    window, count = widest.kernel.shape[1], widest.kernel.shape[0]
+    kernel = jnp.concatenate(
+      [_beside(_padded(c.kernel, window)) for c in chains], axis=-1
+    )
+    y = self._five(self._conv(x, kernel, widest.stages[0]), len(chains), count)
+    if len(widest.stages) == 1:
+      norms = tuple(c.norm(0) for c in chains)
+      parts.append(self._part(y, [c.gates for c in chains], norms))
+      return {}
+    hs, new = self._norm_relu(y, tuple(c.norm(0) for c in chains))
+    for chain, h in zip(chains, hs, strict=True):
+      for i, stage in enumerate(chain.stages[1:], start=1):
+        kernel = _diagonal(jax.vmap(stage.kernel)(chain.params))
+        h = h.reshape(x.shape[0], *self._size(x), kernel.shape[2])
+        y = self._five(self._conv(h, kernel, stage), 1, count)
+        if i + 1 < len(chain.stages):
+          (h,), updated = self._norm_relu(y, (chain.norm(i),))
+          new |= updated
+      parts.append(self._part(y, [chain.gates], (chain.norm(-1),)))
+    return new
+
+  def _part(self, y, gates: Sequence[jax.Array], norms: tuple[Path, ...]):
+    running = self._running(norms) if norms else None
+    term = mixing.Term(y, jnp.stack(gates, axis=1), running)
+    return _Part(term, norms)
+
+  def _running(self, norms: Sequence[Path]) -> mixing.Moments:
+    """Running statistics f32[1, 1, O, E, C] of batch norms."""
+    mean, var = (
+      jnp.stack([_at(self.stats, norm)[key] for norm in norms])[None, None]
+      for key in ('mean', 'var')
+    )
+    return mixing.Moments(mean, var)
+
+  def _norm_relu(self, y, norms: tuple[Path, ...]):
+    hs, moments = mixing.norm_relu(y, self._running(norms), self.mode.train)
+    return hs, self._moved(norms, moments)
+
+  def _moved(self, norms: Sequence[Path], moments: mixing.Moments | None):
+    """Running statistics after a batch, by their paths."""
+    new = {}
+    for i, norm in enumerate(norms):
+      for key, old in _at(self.stats, norm).items():
+        new[*norm, key] = old
+        if moments is not None:
+          of_groups = getattr(moments, key)[:, 0, i]
+          if self.mode.halves:
+            of_groups = of_groups[::2]
+          keep = self.context.bn_momentum
+          new[*norm, key] = keep * old + (1 - keep) * jnp.broadcast_to(
+            of_groups.mean(0), old.shape
+          )
+    return new
+
+  def _conv(self, x, kernel, stage: op_lib.Stage):
+    """A dense convolution; of two batches only the first trains its kernel."""
+    run = functools.partial(_convolve, stage)
+    kernel = kernel.astype(self.context.dtype)
+    if self.mode.halves:
+      y = _convolve_pair(run, self.mode.groups // 2, x, kernel)
+    else:
+      y = run(x, kernel)
+    return checkpoint_name(y, CONV)
+
+  def _by_itself(self, op: op_lib.Op, name: str, x, count: int):
+    """Evaluates an op as the plain network does, edge by edge."""
+    params, stats = self.params.get(name, {}), self.stats.get(name, {})
+    ys, news = [], []
+    for i in range(count):
+      cut = functools.partial(jax.tree.map, lambda v, i=i: v[i])
+      y, new = by_itself(op, x, cut(params), cut(stats), self.mode)
+      ys.append(self._five(y, 1, 1))
+      news.append(traverse_util.flatten_dict({name: new}))
+    stacked = {k: jnp.stack([new[k] for new in news]) for k in news[0]}
+    return jnp.concatenate(ys, axis=3), stacked
+
+  def _five(self, y, num_ops: int, count: int):
+    """f[B, H, W, O * E * C] -> f[G, N, O, E, C].
+
+    Raises:
+      ValueError: B is not divisible by the number of groups.
+    """
+    check_groups(y.shape[0], self.mode.groups)
+    channels = y.shape[-1] // (num_ops * count)
+    return y.reshape(self.mode.groups, -1, num_ops, count, channels)
+
+  def _size(self, x) -> list[int]:
+    return [-(-n // self.stride) for n in x.shape[1:3]]
+
+
+@jax.jit
+def evaluate(fan: Fan, x: jax.Array, gates: Mapping[str, jax.Array]):
+  """`Fan.__call__`, traced once for all fans that are alike."""
+  return fan(x, gates)
+
+
+def check_groups(batch: int, groups: int) -> None:
+  """Raises ValueError if a batch cannot be cut into groups."""
+  if batch % groups:
+    raise ValueError(
+      f'batch of {batch} examples is not divisible by batch_groups={groups}.'
+    )
+
+
+def by_itself(op: op_lib.Op, x, params, stats, mode: Mode):
+  """Evaluates an op as the plain network does: output, new statistics."""
+
+  def apply(x, params):
+    y, updated = op.apply(
+      {'params': params, 'batch_stats': stats},
+      x,
+      mode.train,
+      mutable=['batch_stats'],
+    )
+    return y, updated.get('batch_stats', {})
+
+  if not mode.halves:
+    return apply(x, params)
+  first, second = split_pair(x, mode.groups // 2)
+  y, new = apply(first, params)
+  z, _ = apply(second, jax.lax.stop_gradient(params))
+  return join_pair((y, z), mode.groups // 2), new
+
+
+def join_pair(pair, groups: int) -> jax.Array:
+  """Two batches f[B, ...] -> f[2 * B, ...], alternating by batch groups.
+
+  The groups are outermost, so that a device that holds whole groups of both
+  batches holds them still.
+  """
+  check_groups(pair[0].shape[0], groups)
+  parts = [x.reshape(groups, -1, *x.shape[1:]) for x in pair]
+  both = jnp.stack(parts, axis=1)
+  return both.reshape(-1, *both.shape[3:])
+
+
+def split_pair(x: jax.Array, groups: int) -> tuple[jax.Array, jax.Array]:
+  """The inverse of `join_pair`."""
+  both = x.reshape(groups, 2, -1, *x.shape[1:])
+  first, second = (both[:, i].reshape(-1, *both.shape[3:]) for i in range(2))
+  return first, second
+
+
+def _alike(chains: Sequence[_Chain]) -> list[list[_Chain]]:
+  """Groups chains whose first convolutions can be one, with zero taps."""
+  found: list[list[_Chain]] = []
+  for chain in sorted(chains, key=lambda c: -c.kernel.shape[1]):
+    for group in found:
+      if _can_join(group, chain):
+        group.append(chain)
+        break
+    else:
+      found.append([chain])
+  return found
+
+
+def _can_join(group: Sequence[_Chain], chain: _Chain) -> bool:
+  """Whether a chain, no larger than those of the group, joins them."""
+  first, stage = group[0].stages[0], chain.stages[0]
+  same = (first.stride, first.dilation, len(group[0].stages)) == (
+    stage.stride,
+    stage.dilation,
+    len(chain.stages),
+  )
+  centered = all(
+    c.stages[0].padding == op_lib.same(c.kernel.shape[1], c.stages[0].dilation)
+    and c.kernel.shape[1] % 2
+    for c in (group[0], chain)
+  )
+  window = group[0].kernel.shape[1]
+  taps = [c.kernel.shape[1] ** 2 for c in (*group, chain)]
+  share = sum(taps) / (len(taps) * window**2)
+  return bool(same and centered and share >= _MIN_TAPS)
+
+
+def _convolve(stage: op_lib.Stage, x, kernel):
+  return jax.lax.conv_general_dilated(
+    x,
+    kernel,
+    (stage.stride,) * 2,
+    stage.padding,
+    rhs_dilation=(stage.dilation,) * 2,
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _convolve_pair(run, groups: int, x, kernel):
+  """A convolution whose kernel has the gradient of the first batch alone."""
+  del groups
+  return run(x, kernel)
+
+
+def _convolve_pair_forward(run, groups, x, kernel):
+  del groups
+  return run(x, kernel), (x, kernel)
+
+
+def _convolve_pair_backward(run, groups, residuals, cotangent):
+  x, kernel = residuals
+  _, of_x = jax.vjp(lambda x: run(x, kernel), x)
+  first, _ = split_pair(x, groups)
+  _, of_kernel = jax.vjp(lambda kernel: run(first, kernel), kernel)
+  (dx,) = of_x(cotangent)
+  (dkernel,) = of_kernel(split_pair(cotangent, groups)[0])
+  return dx, dkernel
+
+
+_convolve_pair.defvjp(_convolve_pair_forward, _convolve_pair_backward)
+
+
+def _padded(kernels, window: int):
+  """f[E, K, K, C, D] -> f[E, window, window, C, D], zero around the taps."""
+  pad = ((window - kernels.shape[1]) // 2,) * 2
+  return jnp.pad(kernels, ((0, 0), pad, pad, (0, 0), (0, 0)))
+
+
+def _beside(kernels):
+  """f[E, K, K, C, D] -> f[K, K, C, E * D]: all edges read the same input."""
+  count, *window, channels, features = kernels.shape
+  moved = jnp.moveaxis(kernels, 0, -2)
+  return moved.reshape(*window, channels, count * features)
+
+
+def _diagonal(kernels):
+  """f[E, K, K, C, D] -> f[K, K, E * C, E * D]: each edge reads its own."""
+  count, *window, channels, features = kernels.shape
+  eye = jnp.eye(count, dtype=kernels.dtype).reshape(1, 1, count, 1, count, 1)
+  blocks = jnp.moveaxis(kernels, 0, 2)[:, :, :, :, None] * eye
+  return blocks.reshape(*window, count * channels, count * features)
+
+
+def _at(tree: Any, path: Sequence[str]) -> Any:
+  for key in path:
+    tree = tree[key]
+  return tree
