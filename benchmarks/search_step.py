@@ -42,6 +42,7 @@ from benchmarks import search_step_setup as setup_lib
 from hwdarts_jax import spaces
 from hwdarts_jax.bilevel import hypergrad
 from hwdarts_jax.jobs import common
+from hwdarts_jax.models import fused
 from hwdarts_jax.runtime import metrics as metrics_lib
 
 _SPACE = flags.DEFINE_enum('space', 'darts', spaces.names(), 'Space.')
@@ -54,10 +55,7 @@ _DTYPE = flags.DEFINE_enum(
   'dtype', 'bfloat16', sorted(common.DTYPES), 'Of activations.'
 )
 _EVALUATION = flags.DEFINE_enum(
-  'evaluation',
-  'plain',
-  sorted(setup_lib.EVALUATIONS),
-  'How edges are evaluated.',
+  'evaluation', 'fused', sorted(fused.EVALUATIONS), 'How edges are evaluated.'
 )
 _FEATURES = flags.DEFINE_integer('features', 0, 'Of the first cell; 0: paper.')
 _CELLS = flags.DEFINE_integer('cells', 0, 'Of the supernet; 0: paper.')
@@ -284,8 +282,10 @@ def main(_):
   configure()
   if _PEER.value:
     peer_lib.check(settings(), _VARIANTS.value)
+  begun = time.perf_counter()
   setup = setup_lib.make(settings())
-  result = record(setup)
+  setup_s = time.perf_counter() - begun
+  result = record(setup) | {'setup_s': setup_s}
   if _OURS.value:
     result['ours'], profile = measure(setup)
     print(report.describe(result), flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import dataclasses
 import functools
 from typing import Any
@@ -18,13 +17,10 @@ from hwdarts_jax.data import pipeline, sources
 from hwdarts_jax.jobs import common
 from hwdarts_jax.latency import cost
 from hwdarts_jax.latency import predictor as predictor_lib
-from hwdarts_jax.models import network as network_lib
-from hwdarts_jax.models import ops
+from hwdarts_jax.models import fused
 from hwdarts_jax.runtime import optimizers, sharding
 from hwdarts_jax.spaces.spec import NetworkSpec
 
-# Name -> (spec, context) -> network.
-EVALUATIONS: dict[str, Callable[..., Any]] = {'plain': network_lib.Network}
 # Params of published supernets: any other number is another network.
 PUBLISHED_PARAMS = {
   spaces.make('darts', **config_lib.SEARCH_SPECS['darts']): 1_930_618
@@ -47,7 +43,7 @@ class Settings:
     batch: images of a batch, on each device.
     devices: size of the mesh.
     dtype: of activations.
-    evaluation: one of `EVALUATIONS`.
+    evaluation: 'plain' or 'fused'.
     steps_per_call: bilevel steps of one call.
     features: of the first cell.
     cells: of the supernet.
@@ -61,7 +57,7 @@ class Settings:
   batch: int = 64
   devices: int = 1
   dtype: str = 'bfloat16'
-  evaluation: str = 'plain'
+  evaluation: str = 'fused'
   steps_per_call: int = 1
   features: int = 0
   cells: int = 0
@@ -104,21 +100,6 @@ class Setup:
   def chunks(self, step: int) -> tuple[pipeline.Chunk, ...]:
     """The data of one call, from `step` on."""
     return tuple(f(step, self.settings.steps_per_call) for f in self.feeds)
-
-
-def make_network(
-  spec: NetworkSpec, context: ops.Context, evaluation: str
-) -> Any:
-  """The supernet under one of the evaluations.
-
-  Raises:
-    ValueError: there is no such evaluation.
-  """
-  if evaluation not in EVALUATIONS:
-    raise ValueError(
-      f'evaluation is {evaluation!r}; it must be one of {sorted(EVALUATIONS)}.'
-    )
-  return EVALUATIONS[evaluation](spec, context)
 
 
 def size_settings(settings: Settings) -> dict[str, int]:
@@ -193,7 +174,7 @@ def _make_problem(settings, spec, config, costs) -> update_lib.Problem:
   fit = predictor_lib.from_table(spec, costs)
   model = predictor_lib.LatencyPredictor(spec)
   return update_lib.Problem(
-    network=make_network(
+    network=fused.make(
       spec, common.make_context(network, affine=False), settings.evaluation
     ),
     latency=functools.partial(model.apply, fit.variables),

@@ -140,6 +140,7 @@ def _set_method(config) -> None:
     'bn_momentum': 0.9,
     'dtype': 'float32',
     'depthwise': 'auto',
+    'evaluation': 'auto',
   }
   config.relaxation = {
     'name': 'softmax',
@@ -168,6 +169,7 @@ def _set_schedule(config, small: bool, runlocal: bool) -> None:
     'checkpoint_every_steps': 10 if runlocal else 100 if small else 500,
     'eval_every_steps': num_steps // 2 if small else 1950,
     'keep_checkpoints': 3,
+    'memory_gb': 0.0,  # on each device; 0 is all, with nothing saved
   }
   config.params_optimizer = {
     'name': 'sgd',

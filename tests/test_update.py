@@ -10,8 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from hwdarts_jax.bilevel import update
-from hwdarts_jax.models import network, ops
+from hwdarts_jax.bilevel import hypergrad, update
+from hwdarts_jax.models import fused, ops
 from hwdarts_jax.runtime import optimizers, sharding
 from hwdarts_jax.spaces import discretize, nasbench201
 
@@ -56,12 +56,14 @@ def _latency(gates):
   return (gates['cell'] * jnp.asarray(COST_MS).reshape(1, -1)).sum()
 
 
-def _problem(hypergrad='lookahead', dtype=jnp.float32, **settings):
+def _problem(
+  hypergrad='lookahead', dtype=jnp.float32, evaluation='plain', **settings
+):
   context = ops.Context(affine=False, bn_groups=GROUPS, dtype=dtype)
   constant = {'schedule': 'constant', 'weight_decay': 1e-3}
   settings = {'num_steps': STEPS, 'reference_ms': 3.0, **settings}
   return update.Problem(
-    network=network.Network(_spec(), context),
+    network=fused.make(_spec(), context, evaluation),
     latency=_latency,
     params_optimizer=optimizers.make('sgd', LR, STEPS, **constant),
     alphas_optimizer=optimizers.make('adam', 0.02, STEPS, **constant),
@@ -295,6 +297,70 @@ def test_the_search_learns(program):
   _, first = program(state)
   _, last = program(program.search(state)[0])
   assert last['train_loss'] < first['train_loss'] - 0.05
+
+
+@pytest.mark.parametrize('name', sorted(hypergrad.HYPERGRADS))
+def test_a_fused_network_takes_the_steps_of_the_plain_one(name, program, x64):
+  """Also the derivatives of its written derivatives are the true ones."""
+  plain, fast = (
+    program(name, dtype=jnp.float64, evaluation=evaluation)
+    for evaluation in fused.EVALUATIONS
+  )
+  want, want_metrics = plain.search(_state(plain.problem), 2)
+  got, got_metrics = fast.search(_state(fast.problem), 2)
+  variables = {'params': got.params, 'batch_stats': got.batch_stats}
+  unstacked = fused.to_plain(fast.problem.network, variables)
+  assert unstacked.keys() == variables.keys()
+  _close(unstacked['params'], want.params, 1e-9)
+  _close(unstacked['batch_stats'], want.batch_stats, 1e-9)
+  _close(got.alphas, want.alphas, 1e-9)
+  assert got_metrics.keys() == want_metrics.keys()
+  for key, value in want_metrics.items():
+    np.testing.assert_allclose(got_metrics[key], value, rtol=1e-8)
+
+
+def test_both_batches_in_one_pass_are_half_the_convolutions(program):
+  """What makes a first-order step of a fused network fast."""
+  together = program('first_order', evaluation='fused').lowered.as_text()
+  apart = program('lookahead', evaluation='fused').lowered.as_text()
+  convolution = 'stablehlo.convolution'
+  # Of every convolution there is a value, and a gradient for each operand.
+  assert together.count(convolution) < 0.7 * apart.count(convolution)
+
+
+@pytest.mark.parametrize(
+  ('name', 'evaluation'), [('first_order', 'fused'), ('unrolled', 'plain')]
+)
+def test_a_batch_in_parts_is_the_whole_batch(name, evaluation, program, x64):
+  """Micro-batches change neither gradients nor statistics."""
+  settings = {'dtype': jnp.float64, 'evaluation': evaluation}
+  whole, parts = (
+    program(name, batch_parts=n, **settings) for n in (1, GROUPS // 2)
+  )
+  state = _state(whole.problem)
+  want, want_metrics = whole.search(state, 2)
+  got, got_metrics = parts.search(state, 2)
+  _close(got, want, 1e-9)
+  _close(got_metrics, want_metrics, 1e-8)
+
+
+def test_parts_that_do_not_divide_the_batch_groups_are_refused():
+  problem = _problem(batch_parts=3)
+  step = update.make_step(problem, _fetch)
+  with pytest.raises(ValueError, match='batch_parts is 3.* bn_groups=8'):
+    jax.eval_shape(step, _state(problem), *_chunks(jnp.float32, 0, 1))
+
+
+def test_eight_devices_take_the_fused_step_of_one(program, mesh, x64):
+  one, eight = (
+    program('first_order', mesh=m, dtype=jnp.float64, evaluation='fused')
+    for m in (None, mesh)
+  )
+  state = _state(one.problem)
+  alone, spread = (p.search(state, 4)[0] for p in (one, eight))
+  _close(spread.alphas, alone.alphas, 1e-10)
+  _close(spread.params, alone.params, 1e-10)
+  assert eight.flops < one.flops / 4
 
 
 def test_steps_in_one_call_are_single_steps(program, x64):

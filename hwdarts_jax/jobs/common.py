@@ -182,6 +182,7 @@ def make_context(network: Mapping[str, Any], affine: bool) -> ops.Context:
       "network.dtype is 'float64', which jax has switched off: set the "
       'environment variable JAX_ENABLE_X64=1.'
     )
+  settings.pop('evaluation')
   if settings['depthwise'] == 'auto':
     # Grouped convolutions are up to 70 times slower than shifted sums on CPU.
     on_cpu = jax.default_backend() == 'cpu'

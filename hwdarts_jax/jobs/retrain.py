@@ -26,6 +26,7 @@ from hwdarts_jax.jobs import common, summary
 from hwdarts_jax.jobs import loop as loop_lib
 from hwdarts_jax.jobs import search as search_job
 from hwdarts_jax.jobs import settings as settings_lib
+from hwdarts_jax.models import fused
 from hwdarts_jax.models import network as network_lib
 from hwdarts_jax.runtime import metrics as metrics_lib
 from hwdarts_jax.runtime import plots, sharding
@@ -272,10 +273,13 @@ def _inherited(training: Training, variables):
       f'{folder} has no checkpoint to inherit from; finish the '
       'search, or leave retrain.inherit off.'
     )
-  source = {
-    'params': restored.state.params,
-    'batch_stats': restored.state.batch_stats,
-  }
+  source = fused.to_plain(
+    search.problem.network,
+    {
+      'params': restored.state.params,
+      'batch_stats': restored.state.batch_stats,
+    },
+  )
   variables, missing = network_lib.inherit(variables, source)
   print(
     f'Inherited from the supernet at step {restored.step}; fresh are '

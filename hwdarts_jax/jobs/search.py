@@ -21,9 +21,10 @@ from hwdarts_jax.bilevel import relax
 from hwdarts_jax.bilevel import update as update_lib
 from hwdarts_jax.data import pipeline, sources
 from hwdarts_jax.data.split import search_split
-from hwdarts_jax.jobs import common, summary
+from hwdarts_jax.jobs import common, memory, summary
 from hwdarts_jax.jobs import loop as loop_lib
 from hwdarts_jax.jobs import settings as settings_lib
+from hwdarts_jax.models import fused
 from hwdarts_jax.models import network as network_lib
 from hwdarts_jax.runtime import metrics as metrics_lib
 from hwdarts_jax.runtime import plots, sharding
@@ -99,6 +100,9 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
 def make(config: ml_collections.ConfigDict) -> Search:
   """Builds everything from the config; see `run` for errors."""
   settings_lib.check(config.to_dict())
+  # The layout of the checkpoints depends on it: a run goes on with the one that
+  # it began with.
+  config.network.evaluation = fused.resolve(config.network.evaluation)
   # First: a typo need not wait for the data.
   make_latency = common.load_latency(config.latency)
   dataset = common.load_data(config.data.to_dict(), 'train')
@@ -143,8 +147,10 @@ def _make_problem(
 ) -> update_lib.Problem:
   """What is optimized, from the sections of the config."""
   settings = config.search
-  network = network_lib.Network(
-    specs.search, common.make_context(config.network.to_dict(), affine=False)
+  network = fused.make(
+    specs.search,
+    common.make_context(config.network.to_dict(), affine=False),
+    config.network.evaluation,
   )
   uniform = {
     name: np.full(group.shape, 1 / group.shape[1], np.float32)
@@ -219,12 +225,16 @@ def _search(search: Search, path: epath.Path) -> bool:
 
 
 class _Evaluation:
-  """Accuracy of the supernet on the validation half; compiled once."""
+  """Accuracy of the supernet on the validation half; compiled once.
+
+  Attributes:
+    compiled: (state, batch) -> i32[], None before `use`.
+  """
 
   def __init__(self, search: Search):
     self._search = search
     self._size = search.config.search.eval_batch_size
-    self._compiled: Any = None
+    self.compiled: Any = None
 
   def job(self, state):
     """The function to compile, and its example arguments."""
@@ -236,17 +246,17 @@ class _Evaluation:
 
   def use(self, compiled) -> None:
     """Takes the compiled function of `job`."""
-    self._compiled = compiled
+    self.compiled = compiled
 
   def __call__(self, state) -> float:
-    if self._compiled is None:  # a run that was only missing its summary
-      (self._compiled,) = loop_lib.compile_together(
+    if self.compiled is None:  # a run that was only missing its summary
+      (self.compiled,) = loop_lib.compile_together(
         'compiling the evaluation',
         [self.job(state)],
         self._search.config.deterministic,
       )
     return loop_lib.count_correct(
-      self._compiled, state, self._search.val, self._size
+      self.compiled, state, self._search.val, self._size
     )
 
 
@@ -266,21 +276,38 @@ def _compile(search: Search, evaluate: _Evaluation, state, chunks):
       search.problem.network.context.dtype,
     )
 
-  step = update_lib.make_step(
+  def compile_step(problem):
+    step = update_lib.make_step(
+      problem,
+      fetch,
+      lambda batch: jax.lax.with_sharding_constraint(batch, batched),
+    )
+    update = jax.jit(
+      step, donate_argnums=0, out_shardings=sharding.replicated(search.mesh)
+    )
+    jobs = [(update, (state, *chunks))]
+    if not evaluate.compiled:
+      jobs.append(evaluate.job(state))
+    compiled, *others = loop_lib.compile_together(
+      'compiling the bilevel update', jobs, search.config.deterministic
+    )
+    for count in others:
+      evaluate.use(count)
+    return compiled
+
+  size = search.config.search.batch_size
+  image = jax.ShapeDtypeStruct(
+    (size, *search.specs.search.input_shape),
+    search.problem.network.context.dtype,
+  )
+  return memory.compile_within(
     search.problem,
-    fetch,
-    lambda batch: jax.lax.with_sharding_constraint(batch, batched),
+    search.config.search.memory_gb,
+    compile_step,
+    state,
+    {'image': image, 'label': jax.ShapeDtypeStruct((size,), jnp.int32)},
+    search.mesh.size,
   )
-  update = jax.jit(
-    step, donate_argnums=0, out_shardings=sharding.replicated(search.mesh)
-  )
-  compiled, count = loop_lib.compile_together(
-    'compiling the bilevel update',
-    [(update, (state, *chunks)), evaluate.job(state)],
-    search.config.deterministic,
-  )
-  evaluate.use(count)
-  return compiled
 
 
 def _extend_row(search: Search, evaluate: _Evaluation, state, step: int, row):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from hwdarts_jax import spaces
 from hwdarts_jax.bilevel import hypergrad, objective, relax
+from hwdarts_jax.models import fused
 from hwdarts_jax.runtime import optimizers
 
 
@@ -109,6 +110,7 @@ _FIELDS: dict[str, dict[str, _Rule]] = {
     'bn_momentum': _BELOW_ONE,
     'dtype': _among('float32', 'bfloat16', 'float64'),
     'depthwise': _among('auto', 'conv', 'shift'),
+    'evaluation': _among('auto', *fused.EVALUATIONS),
   },
   'relaxation': {
     'name': _among(*relax.RELAXATIONS),
@@ -130,6 +132,7 @@ _FIELDS: dict[str, dict[str, _Rule]] = {
     'checkpoint_every_steps': _whole(1),
     'eval_every_steps': _whole(0),
     'keep_checkpoints': _whole(1),
+    'memory_gb': _NOT_NEGATIVE,
   },
   'retrain': {
     'search_workdir': _TEXT,

@@ -1,0 +1,135 @@
+"""What a search optimizes, and the state that it carries from step to step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from hwdarts_jax.bilevel import relax
+from hwdarts_jax.models import fused
+from hwdarts_jax.models import network as network_lib
+
+Tree = Any
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+class SearchState(struct.PyTreeNode):
+  """Everything that a search is; the whole checkpoint.
+
+  Attributes:
+    step: i32[], bilevel steps done.
+    params: network weights.
+    batch_stats: running statistics of batch norms.
+    alphas: for each group f32[E, O].
+    params_opt: optimizer state of params.
+    alphas_opt: optimizer state of alphas.
+    multiplier: f32[], weight of the hardware cost.
+    rng: typed key; folded with the step, never changed.
+  """
+
+  step: jax.Array
+  params: Tree
+  batch_stats: Tree
+  alphas: dict[str, jax.Array]
+  params_opt: Tree
+  alphas_opt: Tree
+  multiplier: jax.Array
+  rng: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """What a search optimizes, and by what means.
+
+  Attributes:
+    network: the supernet, in the plain or the fused evaluation.
+    latency: gates -> expected ms of the deploy spec, f[].
+    params_optimizer: of params.
+    alphas_optimizer: of alphas.
+    num_steps: length of the search; sets the temperature schedule.
+    warmup_steps: steps before alphas start to move.
+    learning_rate: step -> learning rate of params, for estimators that need
+      it.
+    relaxation: name in `relax.RELAXATIONS`.
+    temperature_start: of the relaxation, at the first step.
+    temperature_end: at the last step.
+    hypergrad: name in `hypergrad.HYPERGRADS`.
+    hypergrad_settings: keyword arguments of the estimator.
+    objective: name in `objective.OBJECTIVES`.
+    reference_ms: latency that counts as one in relative objectives.
+    batch_parts: a batch is evaluated in this many parts, to save memory.
+  """
+
+  network: network_lib.Network | fused.FusedNetwork
+  latency: Callable[[Mapping[str, jax.Array]], jax.Array]
+  params_optimizer: optax.GradientTransformation
+  alphas_optimizer: optax.GradientTransformation
+  num_steps: int
+  warmup_steps: int = 0
+  learning_rate: Callable[[jax.Array], jax.Array] | None = None
+  relaxation: str = 'softmax'
+  temperature_start: float = 1.0
+  temperature_end: float = 1.0
+  hypergrad: str = 'lookahead'
+  hypergrad_settings: Mapping[str, Any] = dataclasses.field(
+    default_factory=dict
+  )
+  objective: str = 'relative'
+  reference_ms: float = 1.0
+  batch_parts: int = 1
+
+  @property
+  def takes_both_batches(self) -> bool:
+    """Whether one pass over the network serves both levels."""
+    return self.hypergrad == 'first_order' and isinstance(
+      self.network, fused.FusedNetwork
+    )
+
+  def temperature(self, step: jax.Array | int) -> jax.Array:
+    """Temperature of the relaxation at `step`."""
+    progress = jnp.clip(
+      jnp.asarray(step) / max(self.num_steps - 1, 1), 0.0, 1.0
+    )
+    return relax.temperature_at(
+      progress, self.temperature_start, self.temperature_end
+    )
+
+  def probabilities(self, state: SearchState) -> dict[str, jax.Array]:
+    """Distribution over ops at `state`: for each group f32[E, O]."""
+    return relax.probabilities(
+      self.relaxation, state.alphas, self.temperature(state.step)
+    )
+
+
+def init_state(
+  problem: Problem, seed: int, multiplier: float, alphas_scale: float = 1e-3
+) -> SearchState:
+  """Returns the state before the first step.
+
+  Alphas start near zero with a little noise that breaks ties, as in DARTS.
+  """
+  network_rng, alphas_rng, step_rng = jax.random.split(jax.random.key(seed), 3)
+  variables = network_lib.init(problem.network, network_rng)
+  groups = problem.network.spec.groups()
+  alphas = {
+    g: alphas_scale
+    * jax.random.normal(jax.random.fold_in(alphas_rng, i), groups[g].shape)
+    for i, g in enumerate(sorted(groups))
+  }
+  return SearchState(
+    step=jnp.zeros((), jnp.int32),
+    params=variables['params'],
+    batch_stats=variables['batch_stats'],
+    alphas=alphas,
+    params_opt=problem.params_optimizer.init(variables['params']),
+    alphas_opt=problem.alphas_optimizer.init(alphas),
+    multiplier=jnp.asarray(multiplier, jnp.float32),
+    rng=step_rng,
+  )
