@@ -13,6 +13,8 @@ import subprocess
 import tempfile
 import time
 
+from jax import lax
+import numpy as np
 import pytest
 
 from hwdarts_jax.harness.runners import Model, Protocol
@@ -71,6 +73,25 @@ def model(folder, script, name='op', dtype='float32', suffix='tflite'):
   path = pathlib.Path(folder, f'{name}.{suffix}')
   path.write_text(script)
   return Model(f'{name}/key', path, dtype, 1, (1, 8, 8, 3))
+
+
+def convolution(folder, size, suffix):
+  """A real model: one 3x3 convolution of 8 features at `size` pixels."""
+  needs = {'tflite': 'litert_converter', 'onnx': 'onnx'}[suffix]
+  pytest.importorskip(needs, reason='needs the extra [tflite]')
+  convert = pytest.importorskip('hwdarts_jax.harness.convert')
+  kernel = np.ones((3, 3, 8, 8), np.float32)
+  layout = ('NHWC', 'HWIO', 'NHWC')
+  converted = convert.convert(
+    lambda x: lax.conv_general_dilated(
+      x, kernel, (1, 1), 'SAME', dimension_numbers=layout
+    ),
+    (size, size, 8),
+    convert.Target(suffix),
+  )
+  path = pathlib.Path(folder, f'conv{size}.{suffix}')
+  path.write_bytes(converted.data)
+  return Model(f'conv/{size}', path, 'float32', 1, (1, size, size, 8))
 
 
 def takes(microseconds):

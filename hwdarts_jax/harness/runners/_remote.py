@@ -131,8 +131,8 @@ class RemoteRunner(Runner):
     """
     self.link.connect()
     # A folder named by ~ is the account's; quotes would hide that from sh.
-    home = self.link.checked('echo "$HOME"', 'run a shell').strip()
     if self.folder.startswith('~/'):
+      home = self.link.checked('echo "$HOME"', 'run a shell').strip()
       self.folder = home + self.folder[1:]
     folder = shlex.quote(self.folder)
     # Only what a run of ours left there is ever removed.
