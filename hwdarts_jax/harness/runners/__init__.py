@@ -23,7 +23,7 @@ from typing import Any, ClassVar, get_type_hints
 from hwdarts_jax.runtime.workdir import UserError
 
 FORMATS = ('tflite', 'onnx', 'jax')
-DTYPES = ('float32', 'float16', 'int8')
+DTYPES = ('float32', 'float16', 'bfloat16', 'int8')
 
 
 class DeviceError(UserError):
