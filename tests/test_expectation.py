@@ -16,7 +16,6 @@ from hwdarts_jax.latency import (
   pairs,
   reachability,
   sampling,
-  table,
 )
 from hwdarts_jax.spaces import discretize
 from hwdarts_jax.spaces.spec import CellSpec, EdgeSpec, IMAGE, NetworkSpec
@@ -284,6 +283,39 @@ def _paid_ms(spec, semantics):
   return jax.jit(jax.value_and_grad(ms))
 
 
+_NASBENCH201_EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
+# Of rows of edges, from a node to another.
+_PATHS = {
+  (0, 1): [[0]],
+  (0, 2): [[1], [0, 2]],
+  (0, 3): [[3], [0, 4], [1, 5], [0, 2, 5]],
+  (1, 3): [[4], [2, 5]],
+  (2, 3): [[5]],
+}
+
+
+@functools.cache
+def _nasbench201_paid(semantics):
+  """Paid ops bool[15625, 6, 5] of all cells, by their paths; plain numpy."""
+  digits = np.indices((5,) * 6).reshape(6, -1).T  # op 0 is none
+  live = digits != 0
+
+  def is_open(src, dst):
+    if src == dst:
+      return np.ones(len(live), bool)
+    return np.any([live[:, p].all(1) for p in _PATHS[src, dst]], 0)
+
+  paid = digits[..., None] == np.arange(5)
+  if semantics != 'eager':
+    paid[..., 0] = False
+    for row, (src, dst) in enumerate(_NASBENCH201_EDGES):
+      runs = is_open(dst, 3)
+      if semantics == 'compiled':
+        runs &= is_open(0, src)
+      paid[:, row] &= runs[:, None]
+  return digits, paid
+
+
 @pytest.mark.parametrize('semantics', liveness.SEMANTICS)
 @hypothesis.settings(max_examples=20)
 @hypothesis.given(
@@ -294,12 +326,12 @@ def test_closed_form_is_the_mean_over_all_nasbench201_cells(
 ):
   """Expected additive latency of 15,625 cells, to 1e-5 of it; plain numpy."""
   spec = spaces.make('nasbench201')
+  assert spec.groups()['cell'].edges == _NASBENCH201_EDGES
   gates = _gates(spec, seed, scale)
   costs = np.random.default_rng(seed).uniform(0, 1, (6, 5))
-  columns = table.enumerate_ops('nasbench201').astype(int)
-  chance = gates['cell'].astype(np.float64)[np.arange(6), columns].prod(1)
-  paid = liveness.paid_ops(spec, {'cell': np.eye(5)[columns]}, semantics)
-  ms = (paid['cell'] * costs).sum((1, 2))
+  digits, paid = _nasbench201_paid(semantics)
+  chance = gates['cell'].astype(np.float64)[np.arange(6), digits].prod(1)
+  ms = (paid * costs).sum((1, 2))
   got, _ = _paid_ms(spec, semantics)(gates, {'cell': np.float32(costs)})
   # Chances of float32 gates sum to 1 only to their own precision.
   np.testing.assert_allclose(got, (chance @ ms) / chance.sum(), rtol=1e-5)

@@ -199,6 +199,18 @@ def test_additive_and_pair_latency_is_recovered(semantics, percent):
   )
 
 
+@pytest.mark.parametrize(
+  'device, semantics',
+  [('raspberry_pi4_cpu', 'pruned'), ('jetson_nano_gpu_fp16', 'compiled')],
+)
+def test_what_real_devices_drop_is_found(device, semantics):
+  """The Pi runs ops that nothing feeds; the Nano does not."""
+  one_hot, ms = table.load(device).networks_one_hot(_spec())
+  rows = np.random.default_rng(0).permutation(len(ms))[:200]
+  fit = predictor.fit(_spec(), {'cell': one_hot['cell'][rows]}, ms[rows])
+  assert fit.card['semantics'] == semantics
+
+
 def _entries(spec, seed=0):
   """A table of op entries for all keys of a space."""
   rng = np.random.default_rng(seed)
