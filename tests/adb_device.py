@@ -37,6 +37,7 @@ class Device:
     trusts: bool = True,
     free_bytes: int | None = None,
     freeze_on: str = '',
+    num_commands: int | None = None,
   ):
     """A device.
 
@@ -46,6 +47,7 @@ class Device:
       trusts: whether it lets this computer in.
       free_bytes: space for files; None for no limit.
       freeze_on: says nothing more when a command has this text.
+      num_commands: vanishes when it is given that many; None for never.
     """
     self.programs = programs
     self.model = model
@@ -53,6 +55,7 @@ class Device:
     self.free_bytes = free_bytes
     self.vanish_after: float | None = None
     self.freeze_on = freeze_on
+    self.num_commands = num_commands
     self.commands: list[str] = []
     self._connections: list[_Connection] = []
     self._listener = socket.create_server(('127.0.0.1', 0))
@@ -189,6 +192,8 @@ class _Stream:
   def _shell(self, command: str):
     device = self.connection.device
     device.commands.append(command)
+    if len(device.commands) == device.num_commands:
+      device.vanish()
     if device.vanish_after is not None:
       threading.Timer(device.vanish_after, device.vanish).start()
     process = subprocess.Popen(

@@ -150,6 +150,25 @@ def test_a_device_that_does_not_trust_this_computer(plug, tool, tmp_path):
     runner.prepare()
 
 
+@pytest.mark.parametrize(
+  ('state', 'message'),
+  [
+    ('no permissions (user in no group); see [http://a]', 'udev rules'),
+    ('unauthorized', 'allow USB debugging'),
+    ('offline', 'XYZ is offline. Connect it again'),
+    ('recovery', 'XYZ is recovery. Connect it again'),
+  ],
+)
+def test_a_device_that_is_seen_but_not_usable(tmp_path, state, message):
+  script = f'#!/bin/sh\necho List of devices attached\necho "XYZ\t{state}"\n'
+  fake = peers.program(tmp_path, 'adb', script)
+  with (
+    runners.make(f'adb:binary=/x,adb={fake}') as runner,
+    pytest.raises(DeviceError, match=message),
+  ):
+    runner.prepare()
+
+
 def test_adb_that_is_not_installed():
   with (
     runners.make('adb:binary=/x,adb=no-such-adb') as runner,
