@@ -1,4 +1,9 @@
-"""Means and spreads of `latency_model`, as JSON and as tables."""
+"""Means and spreads of `latency_model`, as JSON and as tables.
+
+    python -m benchmarks.latency_report benchmarks/latency_model.json
+
+prints the tables of `latency_tables/README.md` again.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +11,90 @@ from collections.abc import Sequence
 import json
 import pathlib
 import platform
-from typing import Any
+import sys
+from typing import Any, NamedTuple
 
 import numpy as np
 
 _KEYS = ('table', 'device', 'method', 'rows')
-# Name in a row, title of the column, digits.
-FIGURES = (
-  ('within_10_percent', 'within 10 %', 1),
-  ('within_5_percent', 'within 5 %', 1),
-  ('mape_percent', 'mean error, %', 2),
-  ('spearman', 'Spearman', 3),
-  ('kendall_tau', 'Kendall tau', 3),
-  ('in_90_interval_percent', 'in 90 % interval', 1),
-  ('interior_error_percent', 'error inside, %', 2),
-  ('gradient_cosine', 'gradient cosine', 3),
+# Figure of a row -> digits.
+FIGURES = {
+  'within_10_percent': 1,
+  'within_5_percent': 1,
+  'mape_percent': 1,
+  'spearman': 3,
+  'kendall_tau': 3,
+  'in_90_interval_percent': 0,
+  'interior_error_percent': 2,
+  'gradient_cosine': 3,
+}
+
+
+class Shown(NamedTuple):
+  """A table that is printed: a row for each device, a column for each method.
+
+  Attributes:
+    title: what stands above it.
+    table: of the benchmark.
+    figures: in each cell.
+    rows: only models of so many rows; 0: of any number.
+    devices: only these; empty: all.
+    methods: only these; empty: all.
+  """
+
+  title: str
+  table: str
+  figures: tuple[str, ...]
+  rows: int = 0
+  devices: tuple[str, ...] = ()
+  methods: tuple[str, ...] = ()
+
+
+_SMALL = ('pixel4_cpu', 'intel_ncs2')
+_RANKS = ('spearman', 'kendall_tau')
+_ERRORS = ('within_10_percent', 'within_5_percent', 'mape_percent')
+_ALL = 'Spearman / mean error / within 10 %'
+SHOWN = (
+  *(
+    Shown(f'{rows} rows: % {title}', 'fit', figures, rows)
+    for rows in (900, 100, 20)
+    for title, figures in (
+      ('within 10 / within 5 / mean error', _ERRORS),
+      ('Spearman / Kendall tau', _RANKS),
+    )
+  ),
+  Shown(
+    'Inside: mean error, % / gradient cosine',
+    'inside',
+    ('interior_error_percent', 'gradient_cosine'),
+  ),
+  Shown('HELP, 10 samples: Spearman', 'help', ('spearman',)),
+  Shown('NASFLAT, 20 samples: Spearman', 'nasflat', ('spearman',)),
+  *(
+    Shown(
+      f'{rows} rows at random: {_ALL}',
+      'others',
+      ('spearman', 'mape_percent', 'within_10_percent'),
+      rows,
+      _SMALL,
+    )
+    for rows in (10, 20)
+  ),
+  *(
+    Shown(f'{rows} rows at random: Spearman', 'others', ('spearman',), rows)
+    for rows in (10, 20)
+  ),
+  *(
+    Shown(f'{rows} rows: % within 10', 'others', ('within_10_percent',), rows)
+    for rows in (10, 20)
+  ),
+  Shown(
+    '% in the 90 % interval',
+    'others',
+    ('in_90_interval_percent',),
+    methods=('all devices', 'no device'),
+  ),
+  Shown('Ceiling: % within 10 / within 5 / mean error', 'ceiling', _ERRORS),
 )
 
 
@@ -38,7 +112,7 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
   for key, group in groups.items():
     entry = dict(zip(_KEYS, key, strict=True))
     entry['seeds'] = [r['seed'] for r in group]
-    for name in ('tested', 'seconds', *(f[0] for f in FIGURES)):
+    for name in ('tested', 'seconds', *FIGURES):
       if name in group[0]:
         entry[name] = [float(f'{r[name]:.6g}') for r in group]
     entries.append(entry)
@@ -63,7 +137,7 @@ def _means(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
       'rows': rows or group[0]['rows'],
       'seeds': group[0]['seeds'],
     }
-    for name, _, _ in FIGURES:
+    for name in FIGURES:
       if all(name in e for e in group):
         mean[name] = np.mean([e[name] for e in group], 0).round(6).tolist()
     means.append(mean)
@@ -71,24 +145,45 @@ def _means(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def to_markdown(entries: list[dict[str, Any]]) -> str:
-  """A table for each of the benchmark's: mean ± standard deviation."""
-  lines = []
-  for table in dict.fromkeys(e['table'] for e in entries):
-    mine = [e for e in entries if e['table'] == table]
-    shown = [f for f in FIGURES if any(f[0] in e for e in mine)]
-    titles = ['device', 'rows', 'method', *(f[1] for f in shown)]
-    lines += ['', f'## {table}', '', '| ' + ' | '.join(titles) + ' |']
-    lines.append('|---' * len(titles) + '|')
-    for e in mine:
-      cells = [f'`{e["device"]}`', str(e['rows']), e['method']]
-      cells += [_cell(e.get(name), digits) for name, _, digits in shown]
-      lines.append('| ' + ' | '.join(cells) + ' |')
-  return '\n'.join(lines)
+  """All of `SHOWN` of which there is something."""
+  return '\n\n'.join(t for t in (_table(entries, s) for s in SHOWN) if t)
 
 
-def _cell(values: list[float] | None, digits: int) -> str:
-  if values is None:
+def _table(entries: list[dict[str, Any]], shown: Shown) -> str:
+  """Markdown: mean ± standard deviation over seeds of each figure."""
+  mine = [
+    e
+    for e in entries
+    if e['table'] == shown.table
+    and (not shown.rows or e['rows'] == shown.rows)
+    and (not shown.devices or e['device'] in shown.devices)
+    and (not shown.methods or e['method'] in shown.methods)
+    and shown.figures[0] in e
+  ]
+  if not mine:
     return ''
+  columns = list(dict.fromkeys((e['method'], e['rows']) for e in mine))
+  if shown.table == 'help' or len({rows for _, rows in columns}) == 1:
+    columns = [(m, 0) for m in dict.fromkeys(m for m, _ in columns)]
+  titles = [f'{m}, {rows} rows' if rows else m for m, rows in columns]
+  lines = ['| device | ' + ' | '.join(titles) + ' |']
+  lines.append('|---' * (len(titles) + 1) + '|')
+  for device in dict.fromkeys(e['device'] for e in mine):
+    cells = []
+    for method, rows in columns:
+      found = [
+        e
+        for e in mine
+        if (e['device'], e['method']) == (device, method)
+        and rows in (0, e['rows'])
+      ]
+      texts = [_cell(found[0][f], FIGURES[f]) for f in shown.figures if found]
+      cells.append(' / '.join(texts))
+    lines.append(f'| {device} | ' + ' | '.join(cells) + ' |')
+  return f'**{shown.title}**\n\n' + '\n'.join(lines)
+
+
+def _cell(values: list[float], digits: int) -> str:
   mean = f'{np.mean(values):.{digits}f}'
   if len(values) == 1:
     return mean
@@ -107,3 +202,13 @@ def cpu_name() -> str:
   lines = info.read_text().splitlines() if info.exists() else []
   names = [x.partition(':')[2] for x in lines if x.startswith('model name')]
   return names[0].strip() if names else platform.processor()
+
+
+def main() -> None:
+  """Prints the tables of the file that is named."""
+  text = pathlib.Path(sys.argv[1]).read_text()
+  print(to_markdown(json.loads(text)['entries']))
+
+
+if __name__ == '__main__':
+  main()
