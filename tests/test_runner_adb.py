@@ -182,7 +182,7 @@ def test_a_device_that_vanishes_leaves_nothing_running_and_can_come_back(
 ):
   device = plug()
   note = tmp_path / 'pid'
-  model = peers.model(tmp_path, f'echo $$ > {note}\nexec sleep 1000')
+  model = peers.model(tmp_path, f'echo $$ > {note}\nexec sleep 100')
   short = runners.Protocol(timeout_s=2.0)
   with _runner(tmp_path, tool) as runner:
     runner.prepare()
@@ -217,7 +217,7 @@ def test_a_model_that_hangs_is_ended_on_the_device(plug, tool, tmp_path):
   plug()
   note = tmp_path / 'pid'
   # It ignores the polite signal, too.
-  hangs = f'trap "" TERM\necho $$ > {note}\nexec sleep 1000'
+  hangs = f'trap "" TERM\necho $$ > {note}\nexec sleep 100'
   with _runner(tmp_path, tool) as runner:
     runner.prepare()
     with pytest.raises(ModelError, match='op/key ran into the limit of 1 s'):

@@ -148,7 +148,7 @@ def test_a_model_that_ran_elsewhere_is_not_measured(tmp_path):
 
 def test_a_model_that_hangs_is_ended(tmp_path):
   note = tmp_path / 'pid'
-  hangs = _model(tmp_path, f'echo $$ > {note}\nexec sleep 1000')
+  hangs = _model(tmp_path, f'echo $$ > {note}\nexec sleep 100')
   with _stick(tmp_path) as runner:
     runner.prepare()
     with pytest.raises(ModelError, match='ran into the limit of 0.5 s'):

@@ -105,7 +105,7 @@ def test_a_board_that_vanishes(tool, tmp_path):
     f'echo $$ > {note}\nkill $(cat {tmp_path}/pid_of_sshd)\n'
     'p=$PPID\nwhile ! grep -q sshd /proc/$p/comm; do\n'
     r'  p=$(sed "s/.*) . \([0-9]*\) .*/\1/" /proc/$p/stat)'
-    '\ndone\nkill -9 $p\nexec sleep 1000',
+    '\ndone\nkill -9 $p\nexec sleep 100',
   )
   with (
     peers.ssh_server(tmp_path) as config,
@@ -120,7 +120,7 @@ def test_a_board_that_vanishes(tool, tmp_path):
 
 def test_a_model_that_hangs_is_ended_on_the_board(config, tool, tmp_path):
   note = tmp_path / 'child'
-  hangs = f'trap "" TERM\necho $$ > {note}\nexec sleep 1000'
+  hangs = f'trap "" TERM\necho $$ > {note}\nexec sleep 100'
   with _runner(config, tmp_path, tool) as runner:
     runner.prepare()
     with pytest.raises(ModelError, match='ran into the limit of 1 s'):
@@ -135,7 +135,7 @@ def test_an_interrupted_reading_leaves_nothing_running(
 ):
   """As by Ctrl-C: the client dies, and `close` ends what it had started."""
   note = tmp_path / 'child'
-  model = peers.model(tmp_path, f'echo $$ > {note}\nexec sleep 1000')
+  model = peers.model(tmp_path, f'echo $$ > {note}\nexec sleep 100')
 
   def interrupted(self, timeout=None):
     del self, timeout

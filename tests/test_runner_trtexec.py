@@ -123,7 +123,7 @@ def test_building_may_take_longer_than_a_reading(tool, tmp_path):
     assert runner.measure(slow, limit).ms == pytest.approx(0.588443)
   with _runner(tmp_path, tool, 'build_s=0.1') as runner:
     runner.prepare()
-    hangs = _model(tmp_path, f'echo $$ > {note}\nexec sleep 1000', 'hangs')
+    hangs = _model(tmp_path, f'echo $$ > {note}\nexec sleep 100', 'hangs')
     with pytest.raises(ModelError, match='ran into the limit of 0.5 s'):
       runner.measure(hangs, limit)
   assert peers.gone(int(note.read_text()))
@@ -151,6 +151,16 @@ def test_what_fails_for_all_models_ends_the_run(tool, tmp_path, said, message):
     runner.prepare()
     with pytest.raises(DeviceError, match=message):
       runner.measure(_model(tmp_path, f'echo "{said}"\nexit 1'), peers.QUICK)
+
+
+def test_a_full_disk(tool, tmp_path):
+  with _runner(tmp_path, tool) as runner:
+    runner.prepare()
+    model = _model(tmp_path, f'cat {_LOG}')
+    # Every write to this device fails as on a full disk.
+    pathlib.Path(runner.folder, model.path.name).symlink_to('/dev/full')
+    with pytest.raises(DeviceError, match='this machine has no space left'):
+      runner.measure(model, peers.QUICK)
 
 
 def test_a_program_that_is_missing_or_something_else(tmp_path, monkeypatch):
