@@ -12,14 +12,13 @@ import json
 import os
 import pathlib
 import pkgutil
-import re
-import sys
 
 from absl import app, flags, logging
 import jax
 from ml_collections import config_flags
 
 from hwdarts_jax import jobs
+from hwdarts_jax.runtime import command
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -42,6 +41,8 @@ flags.DEFINE_bool(
 
 _NOT_JOBS = (
   'common',
+  'export_measure',
+  'export_report',
   'loop',
   'predictor_files',
   'predictor_report',
@@ -91,59 +92,14 @@ def main(argv: list[str]) -> None:
   job.run(config, workdir)
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
-  """Parses flags; errors get the same form as all others."""
-  try:
-    _check_config_file(argv)
-    return flags.FLAGS(argv)
-  except (flags.Error, ValueError, AttributeError, KeyError, TypeError) as e:
-    _fail(e)
-    raise AssertionError('unreachable') from e
-
-
-def _check_config_file(argv: list[str]) -> None:
-  """Raises ValueError if --config names no file."""
-  for previous, arg in zip(['', *argv], argv, strict=False):
-    match = re.fullmatch(r'--?config=([^:]*)(:.*)?', arg)
-    if previous in ('--config', '-config'):
-      match = re.fullmatch(r'([^:]*)(:.*)?', arg)
-    if match and not pathlib.Path(match[1]).is_file():
-      here = sorted(str(p) for p in pathlib.Path('configs').glob('*.py'))
-      raise ValueError(
-        f'--config names {match[1]!r}, which is not a file; here are {here}.'
-      )
-
-
-def _fail(error: BaseException) -> None:
-  """Prints one message and exits with code 2."""
-  print(f'\nError: {_message(error)}', file=sys.stderr)
-  logging.debug('', exc_info=error)
-  sys.exit(2)
-
-
-def _message(error: BaseException) -> str:
-  """The message without what absl and ml_collections wrap around it."""
-  text = str(error)
-  # A config that fails to load comes with the text of its traceback.
-  raised = re.findall(r'^ *[A-Za-z]*Error: (.*)', text, re.M)
-  if 'Traceback' in text and raised:
-    return raised[-1]
-  if isinstance(error, KeyError | AttributeError):
-    name = re.search(r'\w+', text)
-    meant = re.search(r'Did you mean "(\w+)"', text)
-    hint = f'; did you mean {meant[1]!r}?' if meant else '.'
-    return f'the config has no field {name[0] if name else text!r}{hint}'
-  return re.sub(r'\s*\n(\s*)', r'\n\1', text).strip()
-
-
 def _run(argv: list[str]) -> None:
   try:
     main(argv)
   except (ValueError, OSError) as e:
     if logging.get_verbosity() >= logging.DEBUG:  # --verbosity=1: the traceback
       raise
-    _fail(e)
+    command.fail(e)
 
 
 if __name__ == '__main__':
-  app.run(_run, flags_parser=_parse_flags)
+  app.run(_run, flags_parser=command.parse_flags)

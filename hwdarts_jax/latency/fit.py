@@ -27,6 +27,7 @@ from hwdarts_jax.latency.linear import Weights
 from hwdarts_jax.spaces.spec import NetworkSpec
 
 MIN_NETWORKS = 20
+MIN_WITH_PRIOR = 5  # where they only correct a table of op entries
 _MAX_ROWS = 2000  # more teach no more; the rest is left out
 _CHUNK = 2000  # architectures predicted at a time
 # From the mean of all rows to the most frequent value; see `gaussian.Tails`.
@@ -151,16 +152,18 @@ def fit(
     The fit; its card has 'held_out' with the figures of `judge.quality`.
 
   Raises:
-    ValueError: there are fewer than `MIN_NETWORKS` rows.
+    ValueError: there are fewer than `MIN_NETWORKS` rows, or with a prior fewer
+      than `MIN_WITH_PRIOR`.
   """
   connected = liveness.is_connected(spec, one_hot)
   one_hot = _take(one_hot, connected)
   latency_ms = np.asarray(latency_ms, np.float64)[connected]
   count = len(latency_ms)
-  if count < MIN_NETWORKS:
+  least = MIN_NETWORKS if prior is None else MIN_WITH_PRIOR
+  if count < least:
     raise ValueError(
       f'the latency predictor has {count} measured networks that connect '
-      f'input and output; it needs at least {MIN_NETWORKS}.'
+      f'input and output; it needs at least {least}.'
     )
   order = np.random.default_rng(seed).permutation(count)
   num_test = max(5, round(held_out * count)) if held_out else 0

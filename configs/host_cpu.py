@@ -1,0 +1,19 @@
+"""Search for the CPU of the machine on which the shipped tables were measured.
+
+python -m hwdarts_jax.main --config=configs/host_cpu.py
+
+For your own machine measure a table first, and name it by
+--config.latency.table; minutes on two cores:
+
+python -m hwdarts_jax.harness --config=configs/host_cpu.py:space=nasbench201 \
+  --runner=host --out=my_cpu.nasbench201.json
+"""
+
+from configs import common
+
+
+def get_config(arg=None):
+  """Returns the config; `arg` is space=..., dataset=..., runlocal."""
+  config = common.search_config('configs/host_cpu.py', '', arg)
+  config.latency.table = f'host_cpu.{config.space.name}'
+  return config

@@ -1,0 +1,54 @@
+"""Command lines: flags, and errors that a user can mend."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import sys
+from typing import NoReturn
+
+from absl import flags, logging
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """Parses flags; errors get the same form as all others."""
+  try:
+    _check_config_file(argv)
+    return flags.FLAGS(argv)
+  except (flags.Error, ValueError, AttributeError, KeyError, TypeError) as e:
+    fail(e)
+
+
+def fail(error: BaseException) -> NoReturn:
+  """Prints one message and exits with code 2."""
+  print(f'\nError: {_message(error)}', file=sys.stderr)
+  logging.debug('', exc_info=error)
+  sys.exit(2)
+
+
+def _check_config_file(argv: list[str]) -> None:
+  """Raises ValueError if --config names no file."""
+  for previous, arg in zip(['', *argv], argv, strict=False):
+    match = re.fullmatch(r'--?config=([^:]*)(:.*)?', arg)
+    if previous in ('--config', '-config'):
+      match = re.fullmatch(r'([^:]*)(:.*)?', arg)
+    if match and not pathlib.Path(match[1]).is_file():
+      here = sorted(str(p) for p in pathlib.Path('configs').glob('*.py'))
+      raise ValueError(
+        f'--config names {match[1]!r}, which is not a file; here are {here}.'
+      )
+
+
+def _message(error: BaseException) -> str:
+  """The message without what absl and ml_collections wrap around it."""
+  text = str(error)
+  # A config that fails to load comes with the text of its traceback.
+  raised = re.findall(r'^ *[A-Za-z]*Error: (.*)', text, re.M)
+  if 'Traceback' in text and raised:
+    return raised[-1]
+  if isinstance(error, KeyError | AttributeError):
+    name = re.search(r'\w+', text)
+    meant = re.search(r'Did you mean "(\w+)"', text)
+    hint = f'; did you mean {meant[1]!r}?' if meant else '.'
+    return f'the config has no field {name[0] if name else text!r}{hint}'
+  return re.sub(r'\s*\n(\s*)', r'\n\1', text).strip()
