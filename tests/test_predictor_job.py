@@ -406,7 +406,7 @@ def test_no_prior_knows_the_device_that_is_measured(load):
     ),
     (
       {'space': 'darts', 'suggest': 3, 'prior': 'shipped'},
-      ['no device is left', 'prior'],
+      ["no latencies of space 'darts'", '--config.prior=none'],
     ),
     ({'suggest': 2000}, ['suggest', '2000', '1000']),
     ({'suggest': -1}, ['suggest', '-1', 'at least 0']),

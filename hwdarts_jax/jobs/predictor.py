@@ -221,6 +221,11 @@ def _load_prior(
         '--config.prior=shipped.'
       )
     return {}
+  if not known:
+    raise ValueError(
+      f"prior is 'shipped', but no latencies of space {config.space!r} are; "
+      'set --config.prior=none.'
+    )
   excluded = named['exclude_devices'] + ([table.device] if table else [])
   names = [n for n in named['prior_devices'] or known if n not in excluded]
   if not names:
