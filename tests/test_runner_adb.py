@@ -8,12 +8,7 @@ import pytest
 import remote_peers as peers
 
 from hwdarts_jax.harness import runners
-from hwdarts_jax.harness.runners import (
-  _benchmark_model,
-  _remote,
-  DeviceError,
-  ModelError,
-)
+from hwdarts_jax.harness.runners import _remote, DeviceError, ModelError
 
 
 @pytest.fixture
@@ -86,28 +81,6 @@ def test_the_process_is_pinned_to_the_mask(plug, tool, tmp_path):
   with _runner(tmp_path, tool, 'affinity=1') as runner:
     assert runner.prepare().affinity == 'mask 0x1'
     assert runner.measure(pinned, peers.QUICK).ms == pytest.approx(0.1)
-
-
-class _Cores:
-  """A device that tells the speed of its cores."""
-
-  name = 'The device'
-
-  def __init__(self, speeds):
-    self.speeds = speeds
-
-  def run(self, script):
-    del script
-    lines = [f'{core}={speed}' for core, speed in self.speeds.items()]
-    return type('Outcome', (), {'output': '\n'.join(lines)})
-
-
-def test_big_cores_are_the_fastest_ones():
-  pixel4 = dict(enumerate([1785600] * 4 + [2419200] * 3 + [2841600]))
-  assert _benchmark_model.cores(_Cores(pixel4), 'big', 1) == '80'
-  assert _benchmark_model.cores(_Cores(pixel4), 'big', 4) == 'f0'
-  with pytest.raises(DeviceError, match='speed of 0 cores'):
-    _benchmark_model.cores(_Cores({}), 'big', 1)
 
 
 def test_no_device(adb, tool, tmp_path):
@@ -258,57 +231,6 @@ def test_a_program_that_cannot_be_executed(plug, tool, tmp_path):
     pytest.raises(DeviceError, match='cannot be executed|is not benchmark_mod'),
   ):
     runner.prepare()
-
-
-@pytest.mark.parametrize(
-  ('log', 'message'),
-  [
-    ('benchmark_model_2020_refused.log', 'did not execute the model'),
-    ('benchmark_model_2020_partial.log', 'only a part'),
-    ('benchmark_model_2025.log', 'does not say whether'),
-  ],
-)
-def test_a_delegate_that_did_not_apply_costs_one_model_only(
-  plug, tool, tmp_path, log, message
-):
-  plug()
-  settings = 'delegate=nnapi,accelerator=eden-drv'
-  with _runner(tmp_path, tool, settings) as runner:
-    assert runner.prepare().delegate == 'NNAPI eden-drv'
-    refused = peers.model(tmp_path, f'cat {peers.LOGS / log}', dtype='int8')
-    with pytest.raises(ModelError, match=message):
-      runner.measure(refused, peers.QUICK)
-    log = peers.LOGS / 'benchmark_model_2020_nnapi.log'
-    taken = peers.model(
-      tmp_path,
-      'case "$*" in *disable_nnapi_cpu=true*nnapi_accelerator_name=eden-drv*)'
-      f' cat {log};; esac',
-      'taken',
-      'int8',
-    )
-    assert runner.measure(taken, peers.QUICK).ms == pytest.approx(0.5719)
-
-
-def test_an_accelerator_that_the_device_lacks_ends_the_run(
-  plug, tool, tmp_path
-):
-  plug()
-  log = peers.LOGS / 'benchmark_model_no_accelerator.log'
-  with _runner(tmp_path, tool, 'delegate=nnapi,accelerator=eden-drv') as runner:
-    runner.prepare()
-    with pytest.raises(DeviceError, match="no NNAPI accelerator 'eden-drv'"):
-      runner.measure(peers.model(tmp_path, f'cat {log}'), peers.QUICK)
-
-
-def test_a_flag_that_the_tool_does_not_know_ends_the_run(plug, tool, tmp_path):
-  """It goes on without it, and would measure something else."""
-  plug()
-  script = 'echo "WARN: Unconsumed cmdline flags: --use_xnnpack=true"\n'
-  old = peers.model(tmp_path, script + peers.takes(5))
-  with _runner(tmp_path, tool) as runner:
-    runner.prepare()
-    with pytest.raises(DeviceError, match='not know --use_xnnpack=true'):
-      runner.measure(old, peers.QUICK)
 
 
 def test_a_full_disk(plug, tool, tmp_path):

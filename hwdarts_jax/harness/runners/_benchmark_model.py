@@ -147,17 +147,25 @@ class BenchmarkModelRunner(RemoteRunner):
           f'{self._settings.accelerator!r} ({line}). Name one that it has by '
           'accelerator=....'
         )
-    remarks: tuple[str, ...] = ()
-    if self._settings.delegate not in ('none', 'xnnpack'):
-      share = parsers.check_delegate(
-        log, self._settings.delegate, self._settings.partial_delegate
-      )
-      if share == 'part':
-        remarks = ('parts of some models ran on the CPU (partial_delegate)',)
+    remarks = self._delegate_remarks(log)
     timing = parsers.benchmark_model(log)
     if timing.statistic == 'mean' and timing.value_ms >= 0.1:
       remarks += ('this benchmark_model prints means only',)
     return Reading(timing.value_ms, timing.repeats or 1, remarks)
+
+  def _delegate_remarks(self, log: str) -> tuple[str, ...]:
+    """Says which of the delegate's work something else did."""
+    name = self._settings.delegate
+    if name == 'none':
+      return ()
+    if name == 'xnnpack':  # in use, too, the rest runs on the same CPU
+      if parsers.delegate(log, name).share in ('part', 'none'):
+        return ('XNNPACK left some ops to the kernels of TensorFlow Lite',)
+      return ()
+    share = parsers.check_delegate(log, name, self._settings.partial_delegate)
+    if share == 'part':
+      return ('parts of some models ran on the CPU (partial_delegate)',)
+    return ()
 
   def _delegate_name(self) -> str | None:
     if self._settings.delegate == 'none':
