@@ -57,7 +57,7 @@ def _model(tmp_path, script, name='op', dtype='float16'):
 def test_the_real_tool_times_a_real_model_on_this_cpu(tmp_path):
   app = pathlib.Path(sys.executable).with_name('benchmark_app')
   if importlib.util.find_spec('openvino') is None or not app.exists():
-    pytest.skip('not installed: openvino')
+    pytest.skip('needs the extra [openvino]')
   small, large = (peers.convolution(tmp_path, n, 'onnx') for n in (8, 64))
   with _runner(tmp_path, f'target=CPU,binary={app}') as runner:
     about = runner.prepare()
