@@ -124,6 +124,7 @@ def search_config(
   _set_method(config)
   _set_schedule(config, small, parsed.runlocal)
   config.retrain = _retrain(parsed.dataset, small, parsed.runlocal)
+  config.export = _export(parsed.runlocal)
   return config
 
 
@@ -187,6 +188,19 @@ def _set_schedule(config, small: bool, runlocal: bool) -> None:
     'b2': 0.999,
     'weight_decay': 1e-3,
     'schedule': 'constant',
+  }
+
+
+def _export(runlocal: bool) -> dict[str, Any]:
+  """The section of the job `export`."""
+  return {
+    'retrain_workdir': '',  # of a finished training
+    'average': True,  # the averaged params, or else the last ones
+    # Training images: what none of them reaches, int8 files clip.
+    'num_samples': 200 if runlocal else 1000,
+    'num_images': 32 if runlocal else 1000,  # test images, 0: all of them
+    'runner': 'host',  # what measures the files; empty: nothing
+    'rounds': 1 if runlocal else 5,
   }
 
 

@@ -2,37 +2,25 @@
 
 import collections
 import functools
-import importlib.util
+import importlib
 import inspect
-import os
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tflite_extra
 
 from hwdarts_jax import spaces
-from hwdarts_jax.harness import convert, execute, inference, to_tflite
+from hwdarts_jax.harness import convert, execute, to_tflite
 from hwdarts_jax.harness.convert import ConversionError, Target
 from hwdarts_jax.models import ops
 from hwdarts_jax.runtime.workdir import UserError
 from hwdarts_jax.spaces import discretize
 from hwdarts_jax.spaces.spec import Site
 
-PACKAGES = (
-  'ai_edge_litert',
-  'ai_edge_quantizer',
-  'litert_converter',
-  'onnx',
-  'onnxruntime',
-)
-_MISSING = [p for p in PACKAGES if importlib.util.find_spec(p) is None]
-if _MISSING and not os.environ.get('CI'):
-  pytest.skip(
-    f"not installed: {', '.join(_MISSING)}; pip install '.[test,tflite]'",
-    allow_module_level=True,
-  )
+tflite_extra.skip_module_without()
 
 PARITY = 1e-5  # of the largest value
 # Weights of float16 have 11 bits.
@@ -365,60 +353,3 @@ def test_a_type_that_a_format_lacks_is_refused(target):
   site = _site('dense', 1)
   with pytest.raises(ConversionError, match='dense/1x1x4/4/s1 cannot be'):
     _convert(convert.operation(site, 'dense'), site, 'dense', target)
-
-
-def _conv(x, kernel):
-  return jax.lax.conv_general_dilated(
-    x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-  )
-
-
-_KERNELS = _images(2, (3, 3, 4, 4), seed=5)
-_SCALE = np.array([[[[2.0, -1.0, 0.5, 3.0]]]], np.float32)
-
-
-def _read_twice(x):
-  y = _conv(x, _KERNELS[0])
-  return y * _SCALE + y
-
-
-def _read_after_a_call(x):
-  y = jax.jit(lambda x: _conv(x, _KERNELS[0]) * _SCALE)(x)
-  return (y * 3.0 + 1.0) * y
-
-
-def _mixed_concatenation(x):
-  a, b = (_conv(x, k) for k in _KERNELS)
-  c = jnp.concatenate([a, b], -1)
-  both = np.concatenate([_SCALE, -_SCALE], -1)
-  return (c * both) * both + both + jnp.concatenate([x, b], -1) * both
-
-
-def _along_another_axis(x):
-  a, b = (_conv(x, k) for k in _KERNELS)
-  return jnp.concatenate([a, b], 1) * _SCALE + _SCALE
-
-
-def _by_pixel(x):
-  return _conv(x, _KERNELS[0]) * _images(1, (5, 5, 1)) + _images(1, (5, 5, 4))
-
-
-@pytest.mark.parametrize(
-  'function',
-  [
-    _read_twice,
-    _read_after_a_call,
-    _mixed_concatenation,
-    _along_another_axis,
-    _by_pixel,
-  ],
-)
-def test_folding_never_changes_the_function(function):
-  """Also where a result is read twice, or the constant is not by channel."""
-  x = _images(2, (5, 5, 4))
-  simple = inference.simplify(function, x.shape)
-  want, got = _jit(lambda x: (function(x), simple(x)))(x)
-  assert _error(np.asarray(got), np.asarray(want)) <= PARITY
-  data = convert.convert(function, (5, 5, 4), Target('onnx', batch=2)).data
-  got = execute.load(data, 'onnx')(x)
-  assert _error(got, np.asarray(want)) <= PARITY

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import importlib
+import importlib.util
 import math
 from typing import Any, NamedTuple
 import zlib
@@ -29,6 +30,11 @@ from hwdarts_jax.runtime.workdir import UserError
 from hwdarts_jax.spaces.spec import NetworkSpec, Site
 
 Function = inference.Function
+_PACKAGES = {
+  'tflite': ('litert_converter', 'ai_edge_litert', 'ai_edge_quantizer'),
+  'onnx': ('onnx', 'onnxruntime'),
+  'jax': (),
+}
 NUM_SAMPLES = 8  # images that int8 ranges are taken from, if none are given
 
 
@@ -72,6 +78,20 @@ class Target:
         raise UserError(f'{name} is {value!r}; it must be one of {allowed}.')
     if self.batch < 1:
       raise UserError(f'batch is {self.batch!r}; it must be at least 1.')
+
+
+def check_installed(model_format: str) -> None:
+  """Raises UserError if the packages of a format are not installed."""
+  for package in _PACKAGES[model_format]:
+    if importlib.util.find_spec(package) is None:
+      raise UserError(_not_installed(model_format, package))
+
+
+def _not_installed(model_format: str, package: str | None) -> str:
+  return (
+    f'{model_format} files need the package {package!r}: '
+    "pip install 'hwdarts_jax[tflite]'."
+  )
 
 
 def operation(site: Site, op: str) -> Function:
@@ -161,7 +181,4 @@ def convert(
   except ConversionError as e:
     raise ConversionError(f'{name} cannot be converted: {e}') from e
   except ImportError as e:
-    raise UserError(
-      f'converting to {target.model_format} needs the package {e.name!r} '
-      f"({e}): pip install 'hwdarts_jax[tflite]'."
-    ) from e
+    raise UserError(_not_installed(target.model_format, e.name)) from e

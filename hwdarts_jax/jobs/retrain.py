@@ -214,7 +214,7 @@ def _train(training: Training, path: epath.Path) -> bool:
   """Trains or resumes; returns whether the training came to its end."""
   settings = training.config.retrain
   replicated = sharding.replicated(training.mesh)
-  state = jax.device_put(_init_state(training), replicated)
+  state = jax.device_put(init_state(training), replicated)
   feed = pipeline.Feed(
     training.train,
     settings.batch_size,
@@ -241,7 +241,7 @@ def _train(training: Training, path: epath.Path) -> bool:
   return done
 
 
-def _init_state(training: Training) -> TrainState:
+def init_state(training: Training) -> TrainState:
   """Fresh variables, or those of the supernet where it has them."""
   init_rng, step_rng = jax.random.split(jax.random.key(training.config.seed))
   variables = network_lib.init(training.network, init_rng)

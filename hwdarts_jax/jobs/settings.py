@@ -85,6 +85,7 @@ _FIELDS: dict[str, dict[str, _Rule]] = {
     'params_optimizer': _SECTION,
     'alphas_optimizer': _SECTION,
     'retrain': _SECTION,
+    'export': _SECTION,
   },
   'space': {
     'name': _among(*spaces.names()),
@@ -152,6 +153,14 @@ _FIELDS: dict[str, dict[str, _Rule]] = {
     'optimizer': _SECTION,
   },
   'retrain.augment': _AUGMENT,
+  'export': {
+    'retrain_workdir': _TEXT,
+    'average': _FLAG,
+    'num_samples': _whole(1),
+    'num_images': _whole(0),
+    'runner': _TEXT,
+    'rounds': _whole(1),
+  },
 }
 # Of the job that fits a latency predictor, which trains no network.
 _PREDICTOR_FIELDS: dict[str, dict[str, _Rule]] = {

@@ -135,6 +135,8 @@ def of_retrain(path: epath.Path) -> str:
       f'  parameters         {deploy["params"] / 1e6:.4f} M',
       f'Everything is in {path}: retrain.json, retrain.png, metrics.jsonl, '
       'tensorboard/, checkpoints/, config.json',
+      'Next, export it:',
+      f'  {export_command(path)}',
     ]
   )
 
@@ -209,10 +211,19 @@ def _settings(spec: dict[str, Any]) -> str:
 
 def retrain_command(path: epath.Path) -> str:
   """The command that trains the genotype of a search, with its config."""
+  return _next_command(path, 'retrain', 'retrain.search_workdir')
+
+
+def export_command(path: epath.Path) -> str:
+  """The command that exports the network of a training, with its config."""
+  return _next_command(path, 'export', 'export.retrain_workdir')
+
+
+def _next_command(path: epath.Path, job: str, field: str) -> str:
   config = json.loads((path / 'config.json').read_text())['config']
   flags = {'config': config['source']}
   flags |= {f'config.{k}': v for k, v in _overrides(config).items()}
-  flags |= {'config.job': 'retrain', 'config.retrain.search_workdir': str(path)}
+  flags |= {'config.job': job, f'config.{field}': str(path)}
   # The interpreter of a virtual environment here need not be on the path.
   python = os.path.relpath(sys.executable)
   words = ['python' if python.startswith('..') else python]

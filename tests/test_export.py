@@ -1,0 +1,362 @@
+"""What the job export writes, and what stops it."""
+
+import functools
+import hashlib
+import json
+import shutil
+
+from flax import traverse_util
+import jax
+import ml_collections
+import numpy as np
+import pytest
+import tflite_extra
+import tiny_runs
+
+from hwdarts_jax import spaces
+from hwdarts_jax.data import sources
+from hwdarts_jax.harness import convert, execute, runners
+from hwdarts_jax.jobs import export
+from hwdarts_jax.latency import table as table_lib
+from hwdarts_jax.models import network as network_lib
+from hwdarts_jax.spaces import discretize
+from hwdarts_jax.spaces.spec import Genotype
+
+tflite_extra.skip_module_without()
+
+FILES = {
+  'network_float32.tflite': ('tflite', 'float32'),
+  'network_float16.tflite': ('tflite', 'float16'),
+  'network_int8.tflite': ('tflite', 'int8'),
+  'network.onnx': ('onnx', 'float32'),
+}
+
+
+def _record(workdir):
+  return json.loads((workdir / 'export.json').read_text())
+
+
+@pytest.fixture(scope='module')
+def exported(nursery, command, retrained, tmp_path_factory):
+  """Workdir and result of an export of the tiny training, timed on the host."""
+  workdir = tmp_path_factory.mktemp('exported') / 'export'
+  overrides = {'job': 'export', 'export.retrain_workdir': retrained[0]}
+  result = nursery.run(*command(workdir, **overrides))
+  assert result.code == 0, result.err
+  return workdir, result
+
+
+@pytest.fixture
+def configure(table, retrained, monkeypatch):
+  """Makes the config of a tiny export, by dotted names."""
+  monkeypatch.chdir(tiny_runs.ROOT)
+
+  def make(overrides=()):
+    config = tiny_runs.tiny('get_config')()
+    config.update({'job': 'export', 'num_devices': 1})
+    config.latency.table = str(table)
+    config.export.retrain_workdir = str(retrained[0])
+    plain = config.to_dict()
+    for name, value in dict(overrides).items():
+      *sections, field = name.split('.')
+      functools.reduce(dict.__getitem__, sections, plain)[field] = value
+    return ml_collections.ConfigDict(plain).lock()
+
+  return make
+
+
+def _trained_logits(retrained, images):
+  """What the averaged params of the last checkpoint make of images."""
+  record = json.loads((retrained[0] / 'retrain.json').read_text())
+  spec = discretize.discretize(
+    spaces.make('darts', **tiny_runs.tiny('SPEC')),
+    Genotype.from_dict(record['genotype']),
+  )
+  flat = {
+    tuple(k.strip("[']").split("']['")): v
+    for k, v in tiny_runs.last_state(retrained[0]).items()
+    if k.startswith("['average']")
+  }
+  variables = traverse_util.unflatten_dict(flat)['average']
+  network = network_lib.Network(spec)
+  return np.asarray(network.apply(variables, images, train=False))
+
+
+def _test_images(count):
+  """The first test images that an export draws, normalized, and labels."""
+  test = sources.load('digits', 'test')
+  order = np.random.default_rng(0).permutation(test.num_examples)[:count]
+  images = test.images[order] / 255
+  images = (images - np.array(test.mean)) / np.array(test.std)
+  return images.astype(np.float32), test.labels[order]
+
+
+def test_files_compute_what_the_checkpoint_computes(exported, retrained):
+  """Read back from disk and run, they give the figures of export.json."""
+  record = _record(exported[0])
+  images, labels = _test_images(record['checked']['test_images'])
+  want = _trained_logits(retrained, images)
+  accuracy = (want.argmax(-1) == labels).mean()
+  assert record['checked']['jax_accuracy'] == accuracy
+  assert list(record['files']) == list(FILES)
+  for name, (model_format, dtype) in FILES.items():
+    found = record['files'][name]
+    data = (exported[0] / name).read_bytes()
+    assert found['sha256'] == hashlib.sha256(data).hexdigest()
+    assert (found['format'], found['dtype']) == (model_format, dtype)
+    got = execute.load(data, model_format)(images)
+    difference = np.abs(got - want).max() / np.abs(want).max()
+    bound = {'float32': 1e-5, 'float16': 3e-3, 'int8': 0.3}[dtype]
+    assert difference <= bound, name
+    np.testing.assert_allclose(
+      found['max_relative_difference'], difference, rtol=1e-2, atol=1e-6
+    )
+    assert found['accuracy'] == (got.argmax(-1) == labels).mean()
+    assert found['top1_agreement'] == (got.argmax(-1) == want.argmax(-1)).mean()
+    assert found['top1_agreement'] >= (0.8 if dtype == 'int8' else 1.0), name
+
+
+def test_int8_ranges_are_those_of_training_images(exported):
+  """The input of the int8 file spans what normalized digits span."""
+  from ai_edge_litert.interpreter import Interpreter
+
+  data = (exported[0] / 'network_int8.tflite').read_bytes()
+  interpreter = Interpreter(model_content=data)
+  (image,) = interpreter.get_input_details()
+  scale, zero = image['quantization']
+  train = sources.load('digits', 'train')
+  wanted = [(pixel - train.mean[0]) / train.std[0] for pixel in (0.0, 1.0)]
+  spanned = [(level - zero) * scale for level in (-128, 127)]
+  np.testing.assert_allclose(spanned, wanted, atol=2 * scale)
+
+
+def test_predicted_and_measured_are_of_the_same_network(exported, table):
+  """Both of the deploy spec; no table knows the one that was trained."""
+  record = _record(exported[0])
+  genotype = Genotype.from_dict(record['genotype'])
+  deploy = spaces.make('darts', **tiny_runs.tiny('DEPLOY'))
+  entries = table_lib.load(table).entries
+  total = sum(
+    entries[site.key(op)].value_ms
+    for site in discretize.discretize(deploy, genotype).sites()
+    for op in site.ops
+  )
+  np.testing.assert_allclose(record['predicted']['ms']['deploy'], total)
+  assert record['predicted']['ms']['trained'] is None
+  assert record['predicted']['device'] == 'toy'
+  networks = record['measured']['host']['networks']
+  assert set(networks) == {'trained', 'deploy'}
+  for found in networks.values():
+    assert set(found) == {'float32', 'float16', 'int8'}
+    assert all(x['ms'] > 0 and x['runs'] >= 60 for x in found.values())
+  assert record['measured']['host']['device']['runtime'] == 'LiteRT'
+
+
+def test_the_summary_has_the_figures_of_the_record(exported):
+  """What a person reads is what the file says."""
+  record, out = _record(exported[0]), exported[1].out
+  for name, found in record['files'].items():
+    (line,) = (x for x in out.splitlines() if x.strip().startswith(name))
+    assert f'{100 * found["accuracy"]:.2f} %' in line
+    assert f'{found["max_relative_difference"]:.1e}' in line
+  (line,) = (x for x in out.splitlines() if x.strip().startswith('as deployed'))
+  measured = record['measured']['host']['networks']['deploy']['float32']['ms']
+  assert f'{measured:.4f}' in line
+  assert f'{record["predicted"]["ms"]["deploy"]:.2f}' in line
+
+
+def test_a_finished_export_is_not_overwritten(exported, configure, capsys):
+  """The same command says so, and shows the summary again."""
+  before = {p.name: p.read_bytes() for p in exported[0].iterdir()}
+  config = configure({'num_devices': 0})
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(export.retrain_job.sharding, 'make_mesh', _one_device)
+    export.run(config, str(exported[0]))
+  out = capsys.readouterr().out
+  assert 'has its files already' in out and 'network_int8.tflite' in out
+  after = {p.name: p.read_bytes() for p in exported[0].iterdir()}
+  assert {**after, '.lock': b''} == {**before, '.lock': b''}
+
+
+_make_mesh = export.retrain_job.sharding.make_mesh
+
+
+def _one_device(num_devices):
+  """The mesh of the process that made the run, which had one device."""
+  del num_devices
+  return _make_mesh(1)
+
+
+class _Runner(runners.Runner):
+  """A device that says 1, 2, 3 ms and so on, and may fail."""
+
+  def __init__(self, device_error=None, model_error=''):
+    self.device_error = device_error
+    self.model_error = model_error
+    self.seen = []
+
+  def prepare(self):
+    if self.device_error == 'prepare':
+      raise runners.DeviceError('no device is connected.')
+    return runners.Description(
+      'chip', 'toy runtime', '1', None, 1, None, 'guess', remarks=('warm',)
+    )
+
+  def measure(self, model, protocol):
+    assert model.path.read_bytes()
+    if self.device_error == len(self.seen):
+      raise runners.DeviceError('the device vanished.')
+    if model.dtype == self.model_error:
+      raise runners.ModelError(f'{model.name} was refused by the delegate.')
+    self.seen.append(model.name)
+    return runners.Reading(float(len(self.seen)), 7)
+
+
+@pytest.fixture
+def device(monkeypatch):
+  """Makes `runners.make` give this runner."""
+
+  def use(**settings):
+    runner = _Runner(**settings)
+    monkeypatch.setattr(runners, 'make', lambda text: runner)
+    return runner
+
+  return use
+
+
+def test_a_device_that_fails_costs_no_file(configure, device, tmp_path, capsys):
+  """Files are kept and checked; the same command measures what is left."""
+  workdir = tmp_path / 'run'
+  config = configure({'export.rounds': 3})
+  for error in ('prepare', 4):
+    device(device_error=error)
+    with pytest.raises(ValueError, match='All files are kept in .*run') as e:
+      export.run(config, str(workdir))
+    assert 'no device' in str(e.value) or 'vanished' in str(e.value)
+    assert _record(workdir)['measured'] == {}
+  made = (workdir / 'network_int8.tflite').stat().st_mtime_ns
+  device()
+  export.run(config, str(workdir))
+  assert (workdir / 'network_int8.tflite').stat().st_mtime_ns == made
+  measured = _record(workdir)['measured']['host']
+  # In three rounds over six models: the first is read as 1, 7 and 13.
+  assert measured['networks']['trained']['float32'] == {
+    'ms': 7.0,
+    'spread_ms': 12.0,
+    'rounds': 3,
+    'runs': 21,
+  }
+  assert measured['remarks'] == ['warm']
+  assert 'chip, toy runtime 1' in capsys.readouterr().out
+  # On another device the same files are timed.
+  runner = device()
+  export.run(configure({'export.runner': 'adb'}), str(workdir))
+  assert set(_record(workdir)['measured']) == {'host', 'adb'}
+  assert len(runner.seen) == 6
+
+
+def test_a_model_that_a_device_refuses_is_named(configure, device, tmp_path):
+  """The others are measured, and the exit code is that of an error."""
+  device(model_error='int8')
+  with pytest.raises(ValueError, match='trained/int8 was refused'):
+    export.run(configure(), str(tmp_path / 'run'))
+  networks = _record(tmp_path / 'run')['measured']['host']['networks']
+  assert networks['deploy']['float16']['ms'] > 0
+  assert networks['deploy']['int8']['ms'] is None
+  assert 'refused' in networks['deploy']['int8']['failed']
+
+
+def test_files_that_were_changed_are_not_measured(
+  exported, configure, device, tmp_path
+):
+  """A latency belongs to the file that was checked."""
+  workdir = tmp_path / 'run'
+  config = configure({'export.runner': ''})
+  export.run(config, str(workdir))
+  assert _record(workdir)['measured'] == {}
+  shutil.copy(
+    exported[0] / 'network_int8.tflite', workdir / 'network_float16.tflite'
+  )
+  device()
+  with pytest.raises(ValueError, match='network_float16.tflite was changed'):
+    export.run(configure({'export.runner': 'host'}), str(workdir))
+
+
+def test_a_file_that_computes_something_else_is_refused(
+  configure, monkeypatch, tmp_path
+):
+  """It is named, and the export is not finished."""
+  network = convert.network
+
+  def other(spec, variables=None):
+    if variables is not None:
+      variables = jax.tree.map(lambda v: v * 1.001, variables)
+    return network(spec, variables)
+
+  monkeypatch.setattr(convert, 'network', other)
+  with pytest.raises(ValueError, match='float32.tflite computes something'):
+    export.run(configure(), str(tmp_path / 'run'))
+  assert not (tmp_path / 'run' / 'export.json').exists()
+
+
+@pytest.mark.parametrize(
+  ('overrides', 'words'),
+  [
+    ({'export.retrain_workdir': ''}, ['--config.export.retrain_workdir']),
+    ({'export.retrain_workdir': 'no/where'}, ['no/where', 'no folder']),
+    ({'export.retrain_workdir': 'search'}, ['no retrain.json', 'its end']),
+    ({'export.retrain_workdir': 'torn'}, ['retrain.json', 'not JSON']),
+    ({'export.retrain_workdir': 'empty'}, ['retrain.json', "'trained'"]),
+    ({'export.retrain_workdir': 'early'}, ['last step 176', 'step 132']),
+    ({'export.retrain_workdir': 'bare'}, ['last step 176', 'none']),
+    ({'space.deploy.num_cells': 2}, ['space.deploy.num_cells is 2', 'with 1']),
+    ({'space.name': 'nasbench201'}, ['space.name', 'nasbench201', 'darts']),
+    ({'space.search.features': 6}, ['space.search.features is 6', '2']),
+    ({'data.name': 'mnist'}, ['data.name', 'mnist', 'digits']),
+    ({'export.runner': 'hots'}, ['export.runner', 'hots', 'host']),
+    ({'export.runner': 'host:speed=1'}, ['speed', 'threads']),
+    ({'export.num_samples': 0}, ['export.num_samples', 'at least 1']),
+    ({'export.rounds': 0}, ['export.rounds', 'at least 1']),
+  ],
+)
+def test_an_export_that_cannot_be_is_one_message(
+  configure, finished, retrained, tmp_path, overrides, words
+):
+  """It names the field or the file, and makes no workdir."""
+  name = overrides.get('export.retrain_workdir')
+  folder = tmp_path / 'training'
+  if name == 'search':
+    folder = finished[0]
+  elif name in _DAMAGE:
+    shutil.copytree(retrained[0], folder)
+    _DAMAGE[name](folder)
+  if name == 'search' or name in _DAMAGE:
+    overrides = overrides | {'export.retrain_workdir': str(folder)}
+  with pytest.raises(ValueError) as error:
+    export.run(configure(overrides), str(tmp_path / 'run'))
+  assert not (tmp_path / 'run').exists()
+  message = str(error.value)
+  assert all(w in message for w in words), message
+
+
+_DAMAGE = {
+  'torn': lambda folder: (folder / 'retrain.json').write_text('{"trained'),
+  'empty': lambda folder: (folder / 'retrain.json').write_text('{}'),
+  'early': lambda folder: shutil.rmtree(folder / 'checkpoints' / '176'),
+  'bare': lambda folder: shutil.rmtree(folder / 'checkpoints'),
+}
+
+
+def test_a_missing_package_is_found_before_anything_is_read(
+  configure, monkeypatch, tmp_path
+):
+  """The message says which extra has it."""
+  find_spec = convert.importlib.util.find_spec
+  monkeypatch.setattr(
+    convert.importlib.util,
+    'find_spec',
+    lambda name: None if name == 'onnxruntime' else find_spec(name),
+  )
+  config = configure({'export.retrain_workdir': 'no/where'})
+  with pytest.raises(ValueError, match=r'onnxruntime.*hwdarts_jax\[tflite\]'):
+    export.run(config, str(tmp_path / 'run'))
