@@ -96,16 +96,17 @@ class Nursery:
     self._process.stdin.flush()
     return int(self._process.stdout.readline())
 
-  def start(self, *args: str) -> Run:
-    """Starts `python -m hwdarts_jax.main` with `args`, in the repository."""
+  def start(self, *args: str, module: str = _MAIN) -> Run:
+    """Starts `python -m` of a module with `args`, in the repository."""
     self._count += 1
     streams = [self._folder / f'{self._count}.{n}' for n in ('out', 'err')]
-    pid = self.ask({'args': args, 'streams': [str(s) for s in streams]})
+    question = {'module': module, 'args': args, 'streams': [*map(str, streams)]}
+    pid = self.ask(question)
     return Run(self, pid, streams)
 
-  def run(self, *args: str) -> Result:
+  def run(self, *args: str, module: str = _MAIN) -> Result:
     """`start` and `Run.wait`."""
-    return self.start(*args).wait()
+    return self.start(*args, module=module).wait()
 
   def close(self) -> None:
     self._process.stdin.close()
@@ -276,9 +277,9 @@ def _become_main(question: dict) -> None:
   ]
   for number, stream in enumerate([nothing, *streams]):
     os.dup2(stream, number)
-  sys.argv = [_MAIN, *question['args']]
+  sys.argv = [question['module'], *question['args']]
   sys.path[0] = str(ROOT)
-  runpy.run_module(_MAIN, run_name='__main__', alter_sys=True)
+  runpy.run_module(question['module'], run_name='__main__', alter_sys=True)
 
 
 if __name__ == '__main__':

@@ -20,6 +20,7 @@ from hwdarts_jax.harness.runners import Model, ModelError, Protocol, Runner
 from hwdarts_jax.runtime.workdir import UserError
 
 SENTINEL = 'sentinel'
+_HOPELESS = 3  # models that fail before any other was measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,10 +163,12 @@ class _Session:
       self._bar.total += len(left)
       self._bar.refresh()
     for model in left:
-      if self._sentinel and self._count % self._rounds.sentinel_every == 0:
+      due = self._count % self._rounds.sentinel_every == 0
+      if due and self._sentinel and self._sentinel.name not in self.failed:
         self._read(self._sentinel, SENTINEL, number)
       self._count += 1
-      self._read(model, model.name, number)
+      if model.name not in self.failed:
+        self._read(model, model.name, number)
       self._bar.update()
 
   def disagreeing(self, models: Sequence[Model]) -> list[Model]:
@@ -179,7 +182,11 @@ class _Session:
     if self._sentinel_ms:
       drift = float(np.ptp(self._sentinel_ms) / np.median(self._sentinel_ms))
     return Outcome(
-      {m.name: self._of(m) for m in models if m.name in self._ms},
+      {
+        m.name: self._of(m)
+        for m in models
+        if m.name in self._ms and m.name not in self.failed
+      },
       dict(self.failed),
       drift,
       tuple(self._remarks),
@@ -192,14 +199,14 @@ class _Session:
   def _read(self, model: Model, name: str, number: int) -> None:
     try:
       reading = self._runner.measure(model, self._protocol)
+      if not (math.isfinite(reading.ms) and reading.ms >= 0):
+        raise ModelError(f'{model.name} was measured at {reading.ms} ms.')
     except ModelError as e:
-      if not self._ms:
+      self.failed[model.name] = str(e)
+      if not self._ms and len(self.failed) >= _HOPELESS:
         self._bar.close()
         raise
-      self.failed[name] = str(e)
       return
-    if not (math.isfinite(reading.ms) and reading.ms >= 0):
-      raise ModelError(f'{model.name} was measured at {reading.ms} ms.')
     line = {'model': name, 'round': number, **dataclasses.asdict(reading)}
     self._journal.add_reading(line)
     self._take(line)

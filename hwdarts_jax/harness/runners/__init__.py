@@ -40,8 +40,8 @@ class ModelError(UserError):
 
   The delegate refused it or silently did not apply, it ran into its time
   limit, the runtime lacks an op. The run goes on with the other models, names
-  this one at the end and exits with an error; if no model was ever measured
-  by then it ends at once.
+  this one at the end and exits with an error. If the first few models all
+  fail, it ends at once.
   """
 
 

@@ -1,0 +1,248 @@
+"""Any device that JAX knows: GPU, TPU or CPU, for programs compiled by XLA.
+
+    --runner=jax_device                     the first device of JAX
+    --runner=jax_device:device=cuda:1
+
+Searches for a server's GPU want its latency at the batch that it serves: give
+--batch. The model runs many times in one program on the device, each run
+reading a number that the one before has written, so that XLA can neither leave
+out nor reorder any. The slope between two numbers of repetitions is free of
+what a launch from the host costs; the same slope of an empty model is what
+the repetition itself costs, and is subtracted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import time
+from typing import Any
+
+import jax
+from jax import export, lax
+import jax.numpy as jnp
+
+from hwdarts_jax.harness.runners import (
+  Description,
+  DeviceError,
+  Model,
+  ModelError,
+  Protocol,
+  Reading,
+  Runner,
+)
+from hwdarts_jax.harness.runners.host import cpu_name
+
+# Runs of the model in the inner loop, whose length XLA knows. To end the outer
+# one the host is asked, which takes as long as a small op.
+_INNER = 16
+_NUM_SAMPLES = 5  # of each number of repetitions
+_MIN_OUTER = 4  # difference between the numbers of repetitions
+REPEATS = ('auto', 'loop', 'call')
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """How a JAX device is measured.
+
+  Attributes:
+    device: such as `cuda:0`, `tpu` or `cpu`; empty for the first one.
+    repeat: `loop` on the device, or `call` from the host, whose cost is then
+      subtracted; `auto` is `call` on CPU, where XLA's loops slow
+      convolutions down, else `loop`.
+  """
+
+  device: str = ''
+  repeat: str = 'auto'
+
+  def __post_init__(self):
+    if self.repeat not in REPEATS:
+      raise ValueError(
+        f'repeat is {self.repeat!r}; it must be one of {REPEATS}.'
+      )
+
+
+class JaxDeviceRunner(Runner):
+  """Times compiled programs."""
+
+  model_format = 'jax'
+  overhead_s = 0.5  # compilation, in the first of several rounds
+
+  def __init__(self, settings: Settings):
+    self._settings = settings
+    self._device: Any = None
+    self._compiled: dict[str, tuple[Callable[..., Any], jax.Array]] = {}
+    self._empty_ms = 0.0
+
+  def prepare(self) -> Description:
+    """See `Runner.prepare`."""
+    self._device = _find(self._settings.device)
+    with self._faults('an empty model'):
+      image = jax.device_put(jnp.zeros((1, 8, 8, 8)), self._device)
+      empty = self._compile(lambda x: x[0, 0, 0, 0], image)
+      self._empty_ms, _ = self._slope(empty, image, Protocol())
+    client = self._device.client
+    kind = self._device.device_kind
+    return Description(
+      soc=cpu_name() if self._device.platform == 'cpu' else kind,
+      runtime='JAX',
+      runtime_version=jax.__version__,
+      delegate=f'XLA for {self._device.platform}',
+      threads=None,
+      affinity=None,
+      statistic=(
+        'slope of the minimum of wall time between two numbers of repetitions'
+        if self._loops
+        else 'minimum of wall time'
+      )
+      + ', less that of an empty model',
+      facts={
+        'device': str(self._device),
+        'platform_version': str(client.platform_version).strip(),
+        'repeat': 'loop' if self._loops else 'call',
+      },
+    )
+
+  def measure(self, model: Model, protocol: Protocol) -> Reading:
+    """See `Runner.measure`."""
+    with self._faults(model.name):
+      key = str(model.path)
+      if key not in self._compiled:
+        exported = export.deserialize(bytearray(model.path.read_bytes()))
+        aval = exported.in_avals[0]
+        image = jax.random.normal(jax.random.key(0), aval.shape, aval.dtype)
+        image = jax.device_put(image, self._device)
+        self._compiled[key] = self._compile(exported.call, image), image
+      ms, runs = self._slope(*self._compiled[key], protocol)
+    return Reading(max(ms - self._empty_ms, 0.0), runs)
+
+  def close(self) -> None:
+    """See `Runner.close`."""
+    self._compiled.clear()
+
+  @property
+  def _loops(self) -> bool:
+    if self._settings.repeat == 'auto':
+      return self._device.platform != 'cpu'
+    return self._settings.repeat == 'loop'
+
+  def _compile(
+    self, function: Callable[[jax.Array], jax.Array], image: jax.Array
+  ) -> Callable[..., Any]:
+    """A program that runs `function` as often as it is told; compiled."""
+    if not self._loops:
+      called = jax.jit(function)
+      called.lower(image).compile()
+      return called
+    y = jnp.zeros_like(jax.eval_shape(function, image))
+    y = jax.device_put(y, self._device)
+    program = jax.jit(functools.partial(_repeat, function))
+    compiled = program.lower(image, y, 0).compile()
+    return lambda x, count: compiled(x, y, count)
+
+  def _slope(
+    self, program: Callable[..., Any], image: jax.Array, protocol: Protocol
+  ) -> tuple[float, int]:
+    """Milliseconds of one run, and how many runs were timed."""
+    deadline = time.monotonic() + protocol.timeout_s
+
+    def seconds(*count: int) -> float:
+      if time.monotonic() > deadline:
+        raise ModelError(f'it took longer than {protocol.timeout_s:g} s.')
+      start = time.perf_counter()
+      jax.block_until_ready(program(image, *count))
+      return time.perf_counter() - start
+
+    if not self._loops:
+      for _ in range(protocol.warmup_runs):
+        seconds()
+      samples: list[float] = []
+      while (
+        len(samples) < protocol.min_runs or sum(samples) < protocol.min_ms / 1e3
+      ):
+        samples.append(seconds())
+      return 1e3 * min(samples), len(samples)
+    for _ in range(protocol.warmup_runs):
+      seconds(1)
+    outer = max(_MIN_OUTER, -(-protocol.min_runs // (_NUM_SAMPLES * _INNER)))
+    want = protocol.min_ms / 1e3 / _NUM_SAMPLES
+    while True:
+      pairs = [(seconds(1 + outer), seconds(1)) for _ in range(_NUM_SAMPLES)]
+      # What disturbs a sample only lengthens it.
+      many, one = (min(times) for times in zip(*pairs, strict=True))
+      if many - one >= want / 2:
+        break
+      # At most eightfold, since a short difference is not well known.
+      outer *= max(2, min(8, round(want / max(many - one, 1e-9))))
+    return 1e3 * (many - one) / (outer * _INNER), _NUM_SAMPLES * outer * _INNER
+
+  def _faults(self, name: str) -> Any:
+    return _Faults(name, self._device)
+
+
+class _Faults:
+  """Errors of the device as sentences."""
+
+  def __init__(self, name: str, device: Any):
+    self._name, self._device = name, device
+
+  def __enter__(self) -> None:
+    pass
+
+  def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    if isinstance(error, ModelError):
+      raise ModelError(f'{self._name} was not measured: {error}') from error
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+      return
+    reason = str(error).strip().splitlines()[0]
+    if 'RESOURCE_EXHAUSTED' in reason:
+      raise ModelError(
+        f'{self._name} needs more memory than {self._device} has: {reason}. '
+        'Choose a smaller --batch.'
+      ) from error
+    raise DeviceError(f'{self._device} failed: {reason}.') from error
+
+
+def _repeat(
+  function: Callable[[jax.Array], jax.Array],
+  image: jax.Array,
+  y: jax.Array,
+  count: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """Runs `function` `count * _INNER` times, each after the one before.
+
+  The whole result is carried along, so that it is computed in whole; a number
+  of it is written into the next input.
+  """
+
+  def run(_, carry):
+    x, y = carry
+    number = y[(0,) * y.ndim].astype(x.dtype)
+    # Changes nothing much; but that is not for the compiler to know.
+    x = x.at[(0,) * x.ndim].set(jnp.clip(number, -1, 1))
+    return x, function(x)
+
+  def inner(_, carry):
+    return lax.fori_loop(0, _INNER, run, carry)
+
+  return lax.fori_loop(0, count, inner, (image, y))
+
+
+def _find(name: str) -> Any:
+  """The device that a text such as `cuda:0` names."""
+  platform, _, number = name.partition(':')
+  try:
+    devices = jax.devices(platform or None)
+    return devices[int(number or 0)]
+  except (RuntimeError, IndexError, ValueError) as e:
+    there = ', '.join(str(d) for d in jax.devices())
+    raise DeviceError(
+      f'JAX has no device {name!r}; it has {there}. Install jax[cuda13] or '
+      'jax[tpu] for an accelerator.'
+    ) from e
+
+
+def make(settings: Settings) -> JaxDeviceRunner:
+  """Makes the runner."""
+  return JaxDeviceRunner(settings)
