@@ -194,6 +194,7 @@ class _Runner(runners.Runner):
     self.device_error = device_error
     self.model_error = model_error
     self.seen = []
+    self.data = {}
 
   def prepare(self):
     if self.device_error == 'prepare':
@@ -203,7 +204,7 @@ class _Runner(runners.Runner):
     )
 
   def measure(self, model, protocol):
-    assert model.path.read_bytes()
+    self.data[tuple(model.name.split('/'))] = model.path.read_bytes()
     if self.device_error == len(self.seen):
       raise runners.DeviceError('the device vanished.')
     if model.dtype == self.model_error:
@@ -264,6 +265,32 @@ def test_a_model_that_a_device_refuses_is_named(configure, device, tmp_path):
   assert networks['deploy']['float16']['ms'] > 0
   assert networks['deploy']['int8']['ms'] is None
   assert 'refused' in networks['deploy']['int8']['failed']
+
+
+@pytest.mark.parametrize(
+  ('model_format', 'dtypes'),
+  [('onnx', {'float32', 'float16'}), ('jax', {'float32', 'bfloat16'})],
+)
+def test_a_runner_is_given_files_of_its_format(
+  configure, device, tmp_path, model_format, dtypes
+):
+  """Both networks, in the types that its runtimes know."""
+  runner = device()
+  runner.model_format = model_format
+  export.run(configure({'export.runner': 'board'}), str(tmp_path / 'run'))
+  found = _record(tmp_path / 'run')['measured']['board']['networks']
+  assert {name: set(x) for name, x in found.items()} == {
+    'trained': dtypes,
+    'deploy': dtypes,
+  }
+  for (network, dtype), data in runner.data.items():
+    if model_format == 'onnx':
+      # Runtimes convert by themselves, and read the file that was checked.
+      kept = (tmp_path / 'run' / 'network.onnx').read_bytes()
+      assert (data == kept) == (network == 'trained'), dtype
+    else:
+      (image,) = jax.export.deserialize(bytearray(data)).in_avals
+      assert (image.shape, str(image.dtype)) == ((1, 8, 8, 1), dtype)
 
 
 def test_files_that_were_changed_are_not_measured(
