@@ -50,6 +50,24 @@ class Shown(NamedTuple):
   methods: tuple[str, ...] = ()
 
 
+# Methods as they are called in print.
+_TITLES = {
+  'additive': 'sum of ops',
+  'pruned': 'sum, dead removed',
+  'forward': 'sum, unread removed',
+  'predictor': '**ours**',
+  'few-shot': '**ours**, few-shot',
+  'mlp': 'perceptron',
+  'no device': '**ours**, no other device',
+  'all devices': '**ours**, all others',
+  'all devices, suggested': '**ours**, all others, suggested rows',
+  'HELP devices': "**ours**, HELP's devices",
+  'HELP devices, and its 10 references': '**ours**, and its 10 references',
+  'HELP devices, suggested': '**ours**, suggested rows',
+  'additive, pool': 'sum of ops, whole pool',
+  '3 server GPUs': '**ours**, 3 server GPUs',
+  '6 server GPUs': '**ours**, 6 server GPUs',
+}
 _SMALL = ('pixel4_cpu', 'intel_ncs2')
 _RANKS = ('spearman', 'kendall_tau')
 _ERRORS = ('within_10_percent', 'within_5_percent', 'mape_percent')
@@ -107,16 +125,26 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
   """
   groups: dict[tuple, list[dict[str, Any]]] = {}
   for row in rows:
-    groups.setdefault(tuple(row[k] for k in _KEYS), []).append(row)
+    groups.setdefault(_key(row), []).append(row)
   entries = []
   for key, group in groups.items():
     entry = dict(zip(_KEYS, key, strict=True))
+    entry['rows'] = max(row['rows'] for row in group)
     entry['seeds'] = [r['seed'] for r in group]
     for name in ('tested', 'seconds', *FIGURES):
       if name in group[0]:
         entry[name] = [float(f'{r[name]:.6g}') for r in group]
     entries.append(entry)
   return entries + _means(entries)
+
+
+def _key(row: dict[str, Any]) -> tuple:
+  """What the rows of all seeds share.
+
+  HELP's samples may be among its references, so that a seed has fewer rows.
+  """
+  is_help = row['table'] == 'help'
+  return tuple(0 if k == 'rows' and is_help else row[k] for k in _KEYS)
 
 
 def _means(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -165,7 +193,10 @@ def _table(entries: list[dict[str, Any]], shown: Shown) -> str:
   columns = list(dict.fromkeys((e['method'], e['rows']) for e in mine))
   if shown.table == 'help' or len({rows for _, rows in columns}) == 1:
     columns = [(m, 0) for m in dict.fromkeys(m for m, _ in columns)]
-  titles = [f'{m}, {rows} rows' if rows else m for m, rows in columns]
+  titles = [
+    _TITLES.get(m, m) + (f', {rows} rows' if rows else '')
+    for m, rows in columns
+  ]
   lines = ['| device | ' + ' | '.join(titles) + ' |']
   lines.append('|---' * (len(titles) + 1) + '|')
   for device in dict.fromkeys(e['device'] for e in mine):

@@ -80,3 +80,14 @@ def test_tables_have_mean_and_spread_over_seeds_and_the_mean_of_devices():
   assert f'| a | {cell} | {cell} |' in lines
   cell = '86.0 ± 1.0 / 43.0 ± 0.5 / 1.0 ± 0.0'
   assert f'| mean of 2 | {cell} | {cell} |' in lines
+
+
+def test_a_protocol_whose_seeds_differ_in_rows_is_one_entry():
+  """A sample of HELP may be one of its references, and is measured once."""
+  rows = [
+    _row('a', 'ours', seed, 80.0 + seed)
+    | {'table': 'help', 'rows': 20 - seed, 'spearman': 0.5 + seed}
+    for seed in (0, 1)
+  ]
+  (entry,) = report.summarize(rows)
+  assert entry['rows'] == 20 and entry['spearman'] == [0.5, 1.5]
