@@ -2,11 +2,13 @@
 
 import hypothesis
 from hypothesis import strategies as st
+import jax
 import numpy as np
 import pytest
 import space_strategies
 
 from hwdarts_jax import spaces
+from hwdarts_jax.harness import convert, inference
 from hwdarts_jax.latency import liveness, sampling
 from hwdarts_jax.models import ops
 from hwdarts_jax.spaces import discretize, nasbench201
@@ -54,6 +56,30 @@ def test_ops_run_where_a_path_says_so(spec, seed):
       fed = any(_reaches(runs, s, [src]) for s in sources)
       np.testing.assert_array_equal(pruned[n, row], hot[row] * needed)
       np.testing.assert_array_equal(compiled[n, row], hot[row] * needed * fed)
+
+
+def test_a_converter_runs_equal_poolings_once():
+  """What 'merged' counts is what is left in the graph that is deployed."""
+  spec = nasbench201.make(features=4, num_cells=1, image_size=8)
+  one_hot = _draw(spec, 40, 0)
+  one_hot = {'cell': one_hot['cell'][liveness.is_connected(spec, one_hot)]}
+  compiled, merged = (
+    liveness.paid_ops(spec, one_hot, name)['cell'].sum(1)
+    for name in ('compiled', liveness.MERGED)
+  )
+  pool = nasbench201.OPS.index('avg_pool_3x3')
+  fewer = np.flatnonzero(merged[:, pool] < compiled[:, pool])
+  assert fewer.size > 2
+  for row in [*fewer, 0, 1]:
+    genotype = discretize.derive(spec, {'cell': 9 * one_hot['cell'][row]})
+    network = convert.network(discretize.discretize(spec, genotype))
+    deployed = inference.simplify(network, (1, *spec.input_shape), False)
+    image = np.zeros((1, *spec.input_shape), np.float32)
+    text = jax.jit(deployed).lower(image).as_text()
+    # Three cells, two reductions with a pooling and three convolutions each.
+    pools, convs = merged[row, pool], merged[row, 2:4].sum()
+    assert text.count('stablehlo.reduce_window') == 3 * pools + 2
+    assert text.count('stablehlo.convolution') == 3 * convs + 1 + 2 * 3 + 1
 
 
 @pytest.mark.parametrize('name', spaces.names())

@@ -26,8 +26,10 @@ class Additivity(NamedTuple):
 
   Attributes:
     plain: `judge.quality` of the sums as they are, over all networks.
-    calibrated: the same after calibration on `CALIBRATION` networks; means
-      over random splits.
+    calibrated: the same after one factor is fitted to `CALIBRATION` networks;
+      means over random splits.
+    corrected: the same, of the predictor that is fitted to these networks on
+      top of the sums.
     bias_percent: median of sum over measurement, less one.
     semantics: which ops were summed; see `liveness`.
     networks: how many.
@@ -35,6 +37,7 @@ class Additivity(NamedTuple):
 
   plain: dict[str, float]
   calibrated: dict[str, float]
+  corrected: dict[str, float]
   bias_percent: float
   semantics: str
   networks: int
@@ -99,16 +102,11 @@ def additivity(table: LatencyTable, spec: NetworkSpec) -> Additivity | None:
   entries = cost.tabulate(
     spec, lambda site, op: table.lookup(site.key(op)).value_ms, 'ms'
   )
-  sums = {
-    name: _sum(entries, liveness.paid_ops(spec, one_hot, name))
-    for name in liveness.SEMANTICS
-  }
-  semantics = min(
-    reversed(liveness.SEMANTICS),
-    key=lambda name: np.abs(np.log(sums[name] / ms)).std(),
-  )
+  semantics = predictor.counted_ops(spec, one_hot, ms, entries)
+  sums = _sum(entries, liveness.paid_ops(spec, one_hot, semantics))
   network = predictor.LatencyPredictor(spec)
-  found = []
+  paid = liveness.paid_ops(spec, one_hot, semantics)
+  calibrated, corrected = [], []
   for seed in range(_NUM_SPLITS):
     order = np.random.default_rng(seed).permutation(len(ms))
     train, test = order[:CALIBRATION], order[CALIBRATION:]
@@ -118,11 +116,14 @@ def additivity(table: LatencyTable, spec: NetworkSpec) -> Additivity | None:
     predicted = judge.corner_ms(
       functools.partial(_apply, network, model.variables), _take(one_hot, test)
     )
-    found.append(judge.quality(predicted, ms[test]))
+    corrected.append(judge.quality(predicted, ms[test]))
+    scaled = predictor.calibrate(entries, _take(paid, train), ms[train])
+    calibrated.append(judge.quality(_sum(scaled, _take(paid, test)), ms[test]))
   return Additivity(
-    judge.quality(sums[semantics], ms),
-    {name: float(np.mean([f[name] for f in found])) for name in found[0]},
-    float(100 * (np.median(sums[semantics] / ms) - 1)),
+    judge.quality(sums, ms),
+    _mean(calibrated),
+    _mean(corrected),
+    float(100 * (np.median(sums / ms) - 1)),
     semantics,
     len(ms),
   )
@@ -137,9 +138,11 @@ def _describe(found: Additivity | None) -> list[str]:
   return [
     f'{found.networks} whole networks; sums of their {found.semantics} ops are '
     f'off by {found.bias_percent:+.1f} % (median)',
-    f'  as they are:                    {_figures(found.plain)}',
-    f'  calibrated on {CALIBRATION} networks, others: '
+    f'  as they are:                           {_figures(found.plain)}',
+    f'  times a factor of {CALIBRATION} networks, others: '
     f'{_figures(found.calibrated)}',
+    f'  corrected by {CALIBRATION} networks, others:      '
+    f'{_figures(found.corrected)}',
   ]
 
 
@@ -177,6 +180,10 @@ def _sum(entries: cost.CostTable, paid: Mapping[str, np.ndarray]) -> np.ndarray:
     np.einsum('neo,eo->n', paid[name], costs)
     for name, costs in entries.per_op.items()
   )
+
+
+def _mean(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+  return {name: float(np.mean([f[name] for f in found])) for name in found[0]}
 
 
 def _apply(network: predictor.LatencyPredictor, variables, gates) -> jax.Array:

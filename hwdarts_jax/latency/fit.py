@@ -10,7 +10,7 @@ others all of them are linear in ops and in adjacent pairs of ops.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -60,6 +60,7 @@ class _Corner:
   Attributes:
     spec: the space.
     semantics: which ops cost anything, as far as one can say.
+    counted: the same for the ops whose costs `prior` adds up.
     prior: costs of ops that the rest comes on top of, or None.
     regression: the rest.
     scales: of linear kernels, by name.
@@ -69,6 +70,7 @@ class _Corner:
 
   spec: NetworkSpec
   semantics: str
+  counted: str
   prior: CostTable | None
   regression: gaussian.Regression
   scales: Mapping[str, float]
@@ -82,7 +84,7 @@ class _Corner:
     for at in range(0, count, _CHUNK):
       part = _take(one_hot, slice(at, at + _CHUNK))
       found = kernels.make(self.spec, part, self.semantics, self.scales)
-      base = _base(self.spec, part, self.semantics, self.prior)
+      base = _base(self.spec, part, self.counted, self.prior)
       parts.append(self.regression.predict(found, base))
     # Far from the measured networks the model may fall below.
     return np.maximum(self.factor * np.concatenate(parts), self.floor_ms)
@@ -193,11 +195,14 @@ def _fit_corner(spec, one_hot, ms, prior, seed) -> tuple[_Corner, float]:
   """Returns the corner model and the noise it sees, in per cent."""
   rng = np.random.default_rng(seed)
   semantics = _choose_semantics(spec, one_hot, ms, prior, rng)
+  counted = semantics
   if prior is not None:
-    paid = liveness.paid_ops(spec, one_hot, semantics)
+    if is_enumerable(spec):
+      counted = counted_ops(spec, one_hot, ms, prior, (semantics,))
+    paid = liveness.paid_ops(spec, one_hot, counted)
     prior = calibrate(prior, paid, ms)
   found = kernels.make(spec, one_hot, semantics)
-  base = _base(spec, one_hot, semantics, prior)
+  base = _base(spec, one_hot, counted, prior)
   regression = gaussian.Regression(found, ms, base, rng)
   best, most = regression, -1.0
   for tails in _TAILS:
@@ -208,6 +213,7 @@ def _fit_corner(spec, one_hot, ms, prior, seed) -> tuple[_Corner, float]:
   corner = _Corner(
     spec,
     semantics,
+    counted,
     prior,
     best,
     {name: kernel.scale for name, kernel in found.items()},
@@ -244,6 +250,37 @@ def _choose_semantics(spec, one_hot, ms, prior, rng) -> str:
     if worse.mean() <= worse.std() / np.sqrt(len(worse)):
       return name
   raise AssertionError('the best choice is within its own error')
+
+
+def counted_ops(
+  spec: NetworkSpec,
+  one_hot: Mapping[str, np.ndarray],
+  latency_ms: np.ndarray,
+  table: CostTable,
+  semantics: Sequence[str] = liveness.SEMANTICS,
+) -> str:
+  """Which ops of architectures to add up, so that a table tells their latency.
+
+  Args:
+    spec: the space.
+    one_hot: measured networks: for each group f[N, E, O].
+    latency_ms: what they were measured at, f[N].
+    table: costs of ops.
+    semantics: those of `liveness.SEMANTICS` that may be; `liveness.MERGED` may
+      be where 'compiled' may.
+
+  Returns:
+    The one whose sums, calibrated, are least off. Of equals, the one that
+    counts fewest.
+  """
+  tried = [*semantics, *([liveness.MERGED] if 'compiled' in semantics else ())]
+
+  def error(name):
+    paid = liveness.paid_ops(spec, one_hot, name)
+    sums = _sums(calibrate(table, paid, latency_ms), paid)
+    return np.abs(sums / latency_ms - 1).mean()
+
+  return min(reversed(tried), key=error)
 
 
 def _floor_ms(spec, one_hot, ms) -> float:

@@ -7,15 +7,19 @@ not run; runtimes differ in what they remove.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from hwdarts_jax.models import ops
-from hwdarts_jax.spaces.spec import CellSpec, NetworkSpec
+from hwdarts_jax.spaces.spec import CellSpec, NetworkSpec, Site
 
 # 'eager' runs everything; 'pruned' drops ops whose result never reaches the
 # output; 'compiled' keeps only ops on a path from an input to the output.
 SEMANTICS = ('eager', 'pruned', 'compiled')
+# As 'compiled', and equal results are computed once: two poolings of one node.
+# Of sums of ops only, since it has no expectation in closed form.
+MERGED = 'merged'
 
 
 def paid_ops(
@@ -26,12 +30,14 @@ def paid_ops(
   Args:
     spec: the space.
     one_hot: architectures: for each group f[N, E, O].
-    semantics: one of `SEMANTICS`.
+    semantics: one of `SEMANTICS`, or `MERGED`.
 
   Returns:
     For each group f[N, E, O]: `one_hot` where the op runs, else 0. Zero ops
     run in 'eager' only.
   """
+  if semantics == MERGED:
+    return _merged(spec, paid_ops(spec, one_hot, 'compiled'))
   if semantics == 'eager':
     return {name: np.asarray(p, np.float64) for name, p in one_hot.items()}
   cells = {c.group: c for c in spec.all_cells if c.group in one_hot}
@@ -65,6 +71,61 @@ def has_dead_ops(spec: NetworkSpec) -> bool:
     for group in spec.groups().values()
     for op in group.ops
   )
+
+
+def _merged(
+  spec: NetworkSpec, paid: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+  """`paid` without ops whose result another edge of the cell has already.
+
+  Every result is stood for by a random number, which is the same for the same
+  op without params on the same input, and different for all others.
+  """
+  shared = {
+    (site.group, site.row, op)
+    for site in spec.sites()
+    for op in site.ops
+    if site.row is not None and _is_shared(site, op)
+  }
+  rng = np.random.default_rng(0)
+  result = {}
+  for cell in {c.group: c for c in spec.all_cells if c.group in paid}.values():
+    name = str(cell.group)
+    kept = np.array(paid[name])
+    nodes = {
+      node: np.full(len(kept), rng.uniform(1, 2)) for node, _ in cell.inputs
+    }
+    seen: list[tuple[int, Any]] = []
+    for edge in cell.edges:
+      source = nodes.get(edge.src, np.zeros(len(kept)))
+      value = np.zeros(len(kept))
+      for column, op in enumerate(edge.ops):
+        if ops.is_zero(op):
+          continue
+        runs = np.ones(len(kept), bool)
+        if edge.row is not None:
+          runs = paid[name][:, edge.row, column] > 0
+        if (name, edge.row, op) not in shared:
+          value = np.where(runs, rng.uniform(1, 2, len(kept)), value)
+        elif ops.is_skip(op):
+          value = np.where(runs, source, value)
+        else:
+          made = np.where(runs, np.sin((1e3 + column) * source), np.nan)
+          for other, before in seen:
+            if other == column:
+              kept[made == before, edge.row, column] = 0
+          seen.append((column, made))
+          value = np.where(runs, made, value)
+      nodes[edge.dst] = nodes.get(edge.dst, np.zeros(len(kept))) + value
+    result[name] = kept
+  return result
+
+
+def _is_shared(site: Site, op: str) -> bool:
+  """Whether the op at this site has no params or statistics of its own."""
+  context = ops.Context(pool_bn=site.pool_bn)
+  found = ops.get(op)(site.features, site.stride, context).shared(site.in_shape)
+  return found is not None and not found.norm
 
 
 def _fed(cell: CellSpec, live: np.ndarray) -> np.ndarray:

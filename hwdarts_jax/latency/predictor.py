@@ -28,6 +28,7 @@ from hwdarts_jax.latency import expectation, kernels, linear, pairs
 from hwdarts_jax.latency.corner import adjacent_edges, corners, is_enumerable
 from hwdarts_jax.latency.fit import (
   calibrate,
+  counted_ops,
   Fit,
   fit,
   from_table,
@@ -40,6 +41,7 @@ __all__ = (
   'adjacent_edges',
   'calibrate',
   'corners',
+  'counted_ops',
   'fit',
   'Fit',
   'from_table',
