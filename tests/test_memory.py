@@ -78,9 +78,7 @@ def test_every_plan_keeps_less_than_the_one_before(evaluation):
 
 def test_a_compiled_step_needs_what_its_backward_pass_keeps_and_more():
   kept = memory.kept_bytes(_problem('fused'), _state('fused'), _batch())
-  assert (
-    kept < memory.needed_bytes(_compiled(memory.Plan())) < 10 * kept
-  )
+  assert kept < memory.needed_bytes(_compiled(memory.Plan())) < 10 * kept
 
 
 def test_the_first_plan_that_fits_is_taken_and_named(capsys):
