@@ -21,9 +21,13 @@ def _table(overhead=1.0, noise=0.0, networks=50, **changes):
   """Networks take `overhead` times what their ops sum up to."""
   made = plan.make('nasbench201', fakes.SETTINGS, networks)
   entries = {}
-  for key in made.ops:
-    free = key.startswith(('none', 'skip'))
-    entries[key] = Entry(0.0 if free else fakes.truth(key), 180, 3, 0.001)
+  for key in (*made.ops, *made.sums):
+    ms = fakes.truth(key)
+    if key.startswith(('none', 'skip')):
+      ms = 0.0
+    elif key in made.sums:  # as on real devices
+      ms = 0.02
+    entries[key] = Entry(ms, 180, 3, 0.001)
   table = LatencyTable(
     device='paper',
     kind='measured',
@@ -61,7 +65,7 @@ def test_what_all_networks_cost_more_is_calibrated_away():
   assert found.bias_percent == pytest.approx(-100 / 6, abs=0.5)
   assert found.plain['mape_percent'] > 15
   assert found.calibrated['mape_percent'] < 2
-  assert found.corrected['mape_percent'] < 2
+  assert found.corrected['mape_percent'] < 4
 
 
 def test_errors_are_those_of_networks_that_no_fit_has_seen():

@@ -20,6 +20,7 @@ def test_the_plan_has_every_key_of_the_deployed_networks(space):
   settings = common.DEPLOY_SPECS[space]
   made = plan.make(space, settings, networks=0)
   assert set(made.ops) == _keys(spaces.make(space, **settings))
+  assert len(made.sums) == 3  # resolutions
   assert all(site.key(op) == key for key, (site, op) in made.ops.items())
 
 
@@ -104,7 +105,8 @@ def test_plans_are_told_apart():
 
 def test_more_readings_take_longer():
   made = plan.make('nasbench201', {'num_cells': 1}, 5)
+  models = len(made.ops) + len(made.sums) + 5
   few, many = (plan.expected_minutes(made, 0.1, n) for n in (3, 7))
-  assert many - few == pytest.approx(4 * (len(made.ops) + 5) * 0.1 / 60)
+  assert many - few == pytest.approx(4 * models * 0.1 / 60)
   for key in made.ops:
     assert key in plan.describe(made)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from hwdarts_jax import spaces
+from hwdarts_jax.harness import plan
 from hwdarts_jax.latency import cost, judge, liveness, predictor
 from hwdarts_jax.latency.table import LatencyTable
 from hwdarts_jax.runtime.workdir import UserError
@@ -104,8 +105,8 @@ def additivity(table: LatencyTable, spec: NetworkSpec) -> Additivity | None:
   )
   semantics = predictor.counted_ops(spec, one_hot, ms, entries)
   sums = _sum(entries, liveness.paid_ops(spec, one_hot, semantics))
+  sums += _additions_ms(table, spec, one_hot)
   network = predictor.LatencyPredictor(spec)
-  paid = liveness.paid_ops(spec, one_hot, semantics)
   calibrated, corrected = [], []
   for seed in range(_NUM_SPLITS):
     order = np.random.default_rng(seed).permutation(len(ms))
@@ -117,8 +118,8 @@ def additivity(table: LatencyTable, spec: NetworkSpec) -> Additivity | None:
       functools.partial(_apply, network, model.variables), _take(one_hot, test)
     )
     corrected.append(judge.quality(predicted, ms[test]))
-    scaled = predictor.calibrate(entries, _take(paid, train), ms[train])
-    calibrated.append(judge.quality(_sum(scaled, _take(paid, test)), ms[test]))
+    factor = np.median(ms[train] / sums[train])
+    calibrated.append(judge.quality(factor * sums[test], ms[test]))
   return Additivity(
     judge.quality(sums, ms),
     _mean(calibrated),
@@ -180,6 +181,29 @@ def _sum(entries: cost.CostTable, paid: Mapping[str, np.ndarray]) -> np.ndarray:
     np.einsum('neo,eo->n', paid[name], costs)
     for name, costs in entries.per_op.items()
   )
+
+
+def _additions_ms(
+  table: LatencyTable, spec: NetworkSpec, one_hot: Mapping[str, np.ndarray]
+) -> np.ndarray:
+  """Milliseconds f[N] that nodes take to sum up live edges, where measured."""
+  live = liveness.paid_ops(spec, one_hot, 'compiled')
+  shapes = plan.summed(spec)
+  total = np.zeros(len(next(iter(one_hot.values()))))
+  for cell in spec.all_cells:
+    key = plan.sum_key(shapes[cell.name]) if cell.name in shapes else ''
+    if key not in table.entries:
+      continue
+    runs = {
+      edge: np.ones(len(total))
+      if edge.row is None
+      else live[str(cell.group)][:, edge.row].sum(-1)
+      for edge in cell.edges
+    }
+    for node in {edge.dst for edge in cell.edges}:
+      into = sum(n for edge, n in runs.items() if edge.dst == node)
+      total += table.entries[key].value_ms * np.maximum(into - 1, 0)
+  return total
 
 
 def _mean(found: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -15,8 +15,9 @@ from hwdarts_jax import spaces
 from hwdarts_jax.latency import liveness, sampling
 from hwdarts_jax.runtime.workdir import UserError
 from hwdarts_jax.spaces import discretize
-from hwdarts_jax.spaces.spec import Genotype, NetworkSpec, Site
+from hwdarts_jax.spaces.spec import Genotype, NetworkSpec, Shape, Site
 
+SUM = 'sum'  # of two edges, at a node of a cell
 SIZE, WIDTH = 'image_size', 'features'  # settings of a space that ranges vary
 _CHUNK = 64  # networks drawn at a time: of more, the first are the same
 _MAX_DRAWS = 1000  # per network that is asked for
@@ -33,17 +34,19 @@ class Plan:
     settings: what `spaces.make` makes it of.
     ops: by latency key, a site and its op; also those of other resolutions
       and widths.
+    sums: by latency key, shapes of the nodes that sum up edges, likewise.
     networks: whole networks, all with a path from input to output.
   """
 
   spec: NetworkSpec
   settings: Mapping[str, Any]
   ops: Mapping[str, tuple[Site, str]]
+  sums: Mapping[str, Shape]
   networks: tuple[Genotype, ...]
 
   def digest(self) -> str:
     """Twelve hex digits that tell this plan from others."""
-    what = [list(self.ops), [g.to_dict() for g in self.networks]]
+    what = [[*self.ops, *self.sums], [g.to_dict() for g in self.networks]]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
 
 
@@ -70,12 +73,30 @@ def make(
   """
   spec = _make_spec(space, settings)
   found: dict[str, tuple[Site, str]] = {}
+  sums: dict[str, Shape] = {}
   for each in [spec, *_variants(space, settings, resolutions, widths)]:
+    sums |= {sum_key(shape): shape for shape in summed(each).values()}
     for site in each.sites():
       for op in site.ops:
         found.setdefault(site.key(op), (site, op))
   drawn = random_networks(spec, networks, seed)
-  return Plan(spec, dict(settings), found, drawn)
+  return Plan(spec, dict(settings), found, sums, drawn)
+
+
+def summed(spec: NetworkSpec) -> dict[str, Shape]:
+  """Shape of the nodes of each cell that sums up edges, by its name."""
+  shapes = {s.path.partition('/')[0]: s.out_shape for s in spec.sites()}
+  found = {}
+  for cell in spec.all_cells:
+    ends = [edge.dst for edge in cell.edges]
+    if len(set(ends)) < len(ends):
+      found[cell.name] = shapes[cell.name]
+  return found
+
+
+def sum_key(shape: Shape) -> str:
+  """The key of the sum of two edges in latency tables."""
+  return Site('', (SUM,), shape, shape[2], 1, None, None).key(SUM)
 
 
 def random_networks(
@@ -142,7 +163,7 @@ def expected_minutes(
   plan: Plan, seconds_a_reading: float, rounds: int
 ) -> float:
   """A guess: conversions, and every model once in each round."""
-  ops, networks = len(plan.ops), len(plan.networks)
+  ops, networks = len(plan.ops) + len(plan.sums), len(plan.networks)
   convert_s = ops * _CONVERT_OP_S + networks * _CONVERT_NETWORK_S
   return (convert_s + rounds * (ops + networks) * seconds_a_reading) / 60
 
@@ -153,10 +174,10 @@ def describe(plan: Plan) -> str:
   settings = ', '.join(f'{k}={v}' for k, v in plan.settings.items())
   lines = [
     f'Space {spec.space} ({settings}), spec hash {spec.spec_hash()}:',
-    f'{len(plan.ops)} ops at different places, '
+    f'{len(plan.ops)} ops at different places, {len(plan.sums)} sums of two, '
     f'{len(plan.networks)} whole networks.',
   ]
-  return '\n'.join(lines + [f'  {key}' for key in plan.ops])
+  return '\n'.join(lines + [f'  {key}' for key in (*plan.ops, *plan.sums)])
 
 
 def _make_spec(space: str, settings: Mapping[str, Any]) -> NetworkSpec:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import datetime
+import functools
 import os
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import tqdm
 
 import hwdarts_jax
@@ -24,6 +26,24 @@ from hwdarts_jax.latency import table as table_lib
 from hwdarts_jax.latency.table import Entry, LatencyTable, NetworkRow
 from hwdarts_jax.runtime.workdir import UserError
 from hwdarts_jax.spaces import discretize
+from hwdarts_jax.spaces.spec import Shape
+
+
+class _Job(NamedTuple):
+  """A model to be converted.
+
+  Attributes:
+    name: in messages and in the journal.
+    stem: of its file.
+    make: makes its function.
+    in_shape: of an image.
+  """
+
+  name: str
+  stem: str
+  make: Callable[[], convert.Function]
+  in_shape: Shape
+
 
 _SUFFIXES = ('.json.gz', '.json')
 _MAX_NAMED = 3  # models in a message
@@ -131,25 +151,14 @@ def _settings(request: Request, description: Description) -> dict[str, Any]:
 
 def _convert(plan: Plan, target: Target, journal: Journal) -> list[Model]:
   """Converts what is not converted yet; returns all models that run."""
-  jobs: list[tuple[str, str, Any, Any]] = []
-  for i, (key, (site, op)) in enumerate(plan.ops.items()):
-    jobs.append((key, f'op_{i:04d}', (site, op), site.in_shape))
-  for i, genotype in enumerate(plan.networks):
-    spec = discretize.discretize(plan.spec, genotype)
-    jobs.append((network_name(i), f'network_{i:04d}', spec, spec.input_shape))
   models = []
-  for name, stem, what, in_shape in tqdm.tqdm(
-    jobs, desc='convert', unit='model', dynamic_ncols=True
+  for name, stem, make, in_shape in tqdm.tqdm(
+    _jobs(plan), desc='convert', unit='model', dynamic_ncols=True
   ):
     file = f'{stem}.{target.model_format}'
     num_ops = journal.num_ops(file)
     if num_ops is None:
-      function = (
-        convert.operation(*what)
-        if isinstance(what, tuple)
-        else convert.network(what)
-      )
-      converted = convert.convert(function, in_shape, target, name)
+      converted = convert.convert(make(), in_shape, target, name)
       journal.add_model(file, converted)
       num_ops = converted.num_ops
     if num_ops:
@@ -157,6 +166,28 @@ def _convert(plan: Plan, target: Target, journal: Journal) -> list[Model]:
       path = journal.model_path(file)
       models.append(Model(name, path, target.dtype, target.batch, shape))
   return models
+
+
+def _jobs(plan: Plan) -> list[_Job]:
+  jobs = []
+  for i, (key, (site, op)) in enumerate(plan.ops.items()):
+    make = functools.partial(convert.operation, site, op)
+    jobs.append(_Job(key, f'op_{i:04d}', make, site.in_shape))
+  for i, (key, shape) in enumerate(plan.sums.items()):
+    make = functools.partial(_addition, shape)
+    jobs.append(_Job(key, f'sum_{i:04d}', make, shape))
+  for i, genotype in enumerate(plan.networks):
+    spec = discretize.discretize(plan.spec, genotype)
+    make = functools.partial(convert.network, spec)
+    name = network_name(i)
+    jobs.append(_Job(name, f'network_{i:04d}', make, spec.input_shape))
+  return jobs
+
+
+def _addition(shape: Shape) -> convert.Function:
+  """What a node adds; its other term is an image that is always the same."""
+  other = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
+  return lambda x: x + other
 
 
 def network_name(index: int) -> str:
@@ -215,7 +246,7 @@ def _table(
     notes=_notes(request, outcome, remarks),
     entries={
       key: _entry(outcome.results.get(key))
-      for key in plan.ops
+      for key in (*plan.ops, *plan.sums)
       if key not in outcome.failed
     },
     networks=tuple(networks),

@@ -154,15 +154,13 @@ def fit(
     The fit; its card has 'held_out' with the figures of `judge.quality`.
 
   Raises:
-    ValueError: there are fewer than `MIN_NETWORKS` rows, or with a prior fewer
-      than `MIN_WITH_PRIOR`.
+    ValueError: there are too few rows: see `MIN_NETWORKS`, `MIN_WITH_PRIOR`.
   """
   connected = liveness.is_connected(spec, one_hot)
   one_hot = _take(one_hot, connected)
   latency_ms = np.asarray(latency_ms, np.float64)[connected]
   count = len(latency_ms)
-  least = MIN_NETWORKS if prior is None else MIN_WITH_PRIOR
-  if count < least:
+  if count < (least := MIN_NETWORKS if prior is None else MIN_WITH_PRIOR):
     raise ValueError(
       f'the latency predictor has {count} measured networks that connect '
       f'input and output; it needs at least {least}.'
