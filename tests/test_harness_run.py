@@ -134,6 +134,8 @@ def test_summaries_follow_the_majority():
   assert measure.summarize([1.0, 1.0, 2.0, 2.0], 240, rounds).noisy
   assert measure.summarize([1.0, 1.04], 120, rounds).noisy is False
   assert measure.summarize([1.0, 1.06], 120, rounds).noisy is True
+  # A tenth of a microsecond is no disagreement, however short the op.
+  assert measure.summarize([0.0001, 0.0002], 120, rounds).noisy is False
 
 
 @pytest.mark.parametrize('after', [0, 1, 20, 50])

@@ -31,6 +31,7 @@ class Rounds:
     rounds: of all models.
     extra_rounds: at most, of those models whose rounds differ.
     tolerance: relative difference between rounds that is still agreement.
+    floor_ms: difference in milliseconds that is agreement in any case.
     sentinel_every: readings between two of the sentinel.
     seed: of the order.
   """
@@ -38,6 +39,7 @@ class Rounds:
   rounds: int = 3
   extra_rounds: int = 4
   tolerance: float = 0.05
+  floor_ms: float = 0.0003
   sentinel_every: int = 20
   seed: int = 0
 
@@ -114,7 +116,7 @@ def summarize(ms: Sequence[float], runs: int, rounds: Rounds) -> Result:
   # Of all such runs of neighbours the narrowest holds the median, if more than
   # half are kept.
   spread = float((ordered[kept - 1 :] - ordered[: count - kept + 1]).min())
-  noisy = spread > rounds.tolerance * value
+  noisy = spread > max(rounds.tolerance * value, rounds.floor_ms)
   return Result(value, runs, count, spread, noisy)
 
 
