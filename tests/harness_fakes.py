@@ -96,23 +96,8 @@ def request(
 
 
 def additive_table_ms(spec, one_hot, table) -> np.ndarray:
-  """Sums of entries of NAS-Bench-201: live ops, merged, and additions."""
-  from hwdarts_jax.latency import cost, liveness
+  """Sums of entries of NAS-Bench-201: live ops, merged, and sums of edges."""
+  from hwdarts_jax.latency import cost, liveness, predictor
 
-  entries = cost.tabulate(
-    spec, lambda site, op: table.lookup(site.key(op)).value_ms, 'ms'
-  )
-  paid = liveness.paid_ops(spec, one_hot, liveness.MERGED)
-  ms = entries.fixed + sum(
-    np.einsum('neo,eo->n', paid[g], c) for g, c in entries.per_op.items()
-  )
-  live = liveness.paid_ops(spec, one_hot, 'compiled')['cell'].any(-1)
-  for cell in spec.cells:
-    if cell.group is None:
-      continue
-    (shape,) = {s.out_shape for s in spec.sites() if cell.name + '/' in s.path}
-    key = f'sum/{shape[0]}x{shape[1]}x{shape[2]}/{shape[2]}/s1'
-    for into in ([0], [1, 2], [3, 4, 5]):
-      extra = np.maximum(live[:, into].sum(1) - 1, 0)
-      ms = ms + table.entries[key].value_ms * extra
-  return ms
+  entries = cost.of_entries(spec, table)
+  return predictor.sum_costs(spec, entries, one_hot, liveness.MERGED)

@@ -8,7 +8,7 @@ import pytest
 import space_strategies
 
 from hwdarts_jax import spaces
-from hwdarts_jax.harness import convert, inference
+from hwdarts_jax.harness import convert, inference, to_tflite
 from hwdarts_jax.latency import liveness, sampling
 from hwdarts_jax.models import ops
 from hwdarts_jax.spaces import discretize, nasbench201
@@ -80,6 +80,33 @@ def test_a_converter_runs_equal_poolings_once():
     pools, convs = merged[row, pool], merged[row, 2:4].sum()
     assert text.count('stablehlo.reduce_window') == 3 * pools + 2
     assert text.count('stablehlo.convolution') == 3 * convs + 1 + 2 * 3 + 1
+
+
+def test_sums_are_those_of_the_graph_that_is_deployed():
+  """Also where a convolution of nothing leaves a constant image."""
+  pytest.importorskip('litert_converter', reason='needs the extra tflite')
+  spec = nasbench201.make(features=4, num_cells=1, image_size=8)
+  uniform = {'cell': np.full((6, 5), 0.2)}
+  one_hot = sampling.draw(spec, uniform, 60, np.random.default_rng(3))
+  one_hot = {'cell': one_hot['cell'][liveness.is_connected(spec, one_hot)]}
+  sums = liveness.sums(spec, one_hot)['cell']
+  pruned, compiled = (
+    liveness.paid_ops(spec, one_hot, name)['cell'][..., 2:4]
+    for name in ('pruned', 'compiled')
+  )
+  constant = np.flatnonzero((pruned > compiled).any((1, 2)))
+  assert constant.size > 3
+  for row in [*constant[:6], *range(6)]:
+    hot = one_hot['cell'][row]
+    genotype = discretize.derive(spec, {'cell': 9 * hot})
+    network = convert.network(discretize.discretize(spec, genotype))
+    data = convert.convert(network, spec.input_shape, convert.Target()).data
+    # In the two reductions; and in the last batch norm, unless it is folded
+    # into a convolution that alone makes the output of the cell.
+    last = hot[3:, 1:]
+    folded = last.sum() == 1 and last[:, 1:3].any()
+    want = 3 * sums[row] + 2 + (not folded)
+    assert to_tflite.op_names(data).count('ADD') == want
 
 
 @pytest.mark.parametrize('name', spaces.names())

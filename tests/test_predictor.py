@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 
@@ -287,10 +288,52 @@ def test_a_few_networks_calibrate_a_table(name):
   sums = np.array(
     [entries.of({g: p[i] for g, p in one_hot.items()}) for i in range(3)]
   )
-  scaled = predictor.calibrate(entries, one_hot, sums * [1.5, 1.5, 9.0])
+  scaled = predictor.calibrate(spec, entries, one_hot, sums * [1.5, 1.5, 9.0])
   assert scaled.fixed == pytest.approx(1.5 * entries.fixed)
   for group, costs in entries.per_op.items():
     np.testing.assert_allclose(scaled.per_op[group], 1.5 * costs)
+
+
+def test_ten_networks_on_a_table_tell_nothing_that_they_do_not_know():
+  """Neither a runtime that pays for dead ops nor a bound above fast cells."""
+  spec = _spec()
+  entries = dataclasses.replace(_entries(spec), per_sum={'cell': 0.3})
+  uniform = {'cell': np.full((6, 5), 0.2)}
+  corners = predictor.corners(spec)
+  connected = liveness.is_connected(spec, corners)
+  truth = predictor.sum_costs(spec, entries, corners, liveness.MERGED)
+  for seed in range(4):
+    rng = np.random.default_rng(seed)
+    rows = sampling.draw(spec, uniform, 20, rng)
+    rows = {'cell': rows['cell'][liveness.is_connected(spec, rows)][:10]}
+    ms = 1.1 * predictor.sum_costs(spec, entries, rows, liveness.MERGED)
+    ms *= np.exp(0.05 * rng.normal(size=10))
+    fit = predictor.fit(spec, rows, ms, entries, held_out=0)
+    assert fit.card['semantics'] == 'compiled'
+    assert fit.card['floor_ms'] < 1.1 * truth[connected].min()
+    predicted = np.asarray(fit.variables['params']['corners_ms'])
+    error = np.abs(predicted / (1.1 * truth) - 1)[connected]
+    assert error.mean() < 0.05
+    assert error.max() < 0.4
+
+
+def test_what_sums_of_edges_cost_is_part_of_a_prediction():
+  """Exactly where cells can be enumerated, else as often as there are some."""
+  for name in spaces.names():
+    spec = _spec(name)
+    plain = _entries(spec)
+    group = next(iter(spec.groups()))
+    dearer = dataclasses.replace(plain, per_sum={group: 2.0})
+    one_hot = _random_one_hot(spec, 6, seed=3)
+    extra = 2.0 * liveness.sums(spec, one_hot)[group]
+    assert extra.max() > 0
+    for i in range(6):
+      gates = {g: p[i] for g, p in one_hot.items()}
+      got, before = (
+        _predict(spec, predictor.from_table(spec, entries).variables, gates)
+        for entries in (dearer, plain)
+      )
+      assert got - before == pytest.approx(extra[i], rel=1e-3)
 
 
 def test_cells_without_a_path_are_left_out_of_the_fit():
@@ -463,7 +506,7 @@ def test_entries_and_a_few_networks_beat_either_alone(groups):
   fits = {
     'entries': predictor.from_table(spec, entries),
     'scaled': predictor.from_table(
-      spec, predictor.calibrate(entries, few, device(few))
+      spec, predictor.calibrate(spec, entries, few, device(few))
     ),
     'networks': predictor.fit(spec, few, device(few)),
     'both': predictor.fit(spec, few, device(few), entries),

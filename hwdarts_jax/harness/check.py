@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from hwdarts_jax import spaces
-from hwdarts_jax.harness import plan
 from hwdarts_jax.latency import cost, judge, liveness, predictor
 from hwdarts_jax.latency.table import LatencyTable
 from hwdarts_jax.runtime.workdir import UserError
@@ -100,12 +99,9 @@ def additivity(table: LatencyTable, spec: NetworkSpec) -> Additivity | None:
   ms = ms[connected]
   if len(ms) < CALIBRATION + _MIN_TEST:
     return None
-  entries = cost.tabulate(
-    spec, lambda site, op: table.lookup(site.key(op)).value_ms, 'ms'
-  )
+  entries = cost.of_entries(spec, table)
   semantics = predictor.counted_ops(spec, one_hot, ms, entries)
-  sums = _sum(entries, liveness.paid_ops(spec, one_hot, semantics))
-  sums += _additions_ms(table, spec, one_hot)
+  sums = predictor.sum_costs(spec, entries, one_hot, semantics)
   network = predictor.LatencyPredictor(spec)
   calibrated, corrected = [], []
   for seed in range(_NUM_SPLITS):
@@ -173,37 +169,6 @@ def _some(keys: Sequence[str]) -> str:
   more = len(keys) - _MAX_NAMED
   shown = ', '.join(keys[:_MAX_NAMED])
   return shown + (f' and {more} more' if more > 0 else '')
-
-
-def _sum(entries: cost.CostTable, paid: Mapping[str, np.ndarray]) -> np.ndarray:
-  """Sums of costs f[N] of architectures f[N, E, O]."""
-  return entries.fixed + sum(
-    np.einsum('neo,eo->n', paid[name], costs)
-    for name, costs in entries.per_op.items()
-  )
-
-
-def _additions_ms(
-  table: LatencyTable, spec: NetworkSpec, one_hot: Mapping[str, np.ndarray]
-) -> np.ndarray:
-  """Milliseconds f[N] that nodes take to sum up live edges, where measured."""
-  live = liveness.paid_ops(spec, one_hot, 'compiled')
-  shapes = plan.summed(spec)
-  total = np.zeros(len(next(iter(one_hot.values()))))
-  for cell in spec.all_cells:
-    key = plan.sum_key(shapes[cell.name]) if cell.name in shapes else ''
-    if key not in table.entries:
-      continue
-    runs = {
-      edge: np.ones(len(total))
-      if edge.row is None
-      else live[str(cell.group)][:, edge.row].sum(-1)
-      for edge in cell.edges
-    }
-    for node in {edge.dst for edge in cell.edges}:
-      into = sum(n for edge, n in runs.items() if edge.dst == node)
-      total += table.entries[key].value_ms * np.maximum(into - 1, 0)
-  return total
 
 
 def _mean(found: Sequence[Mapping[str, float]]) -> dict[str, float]:

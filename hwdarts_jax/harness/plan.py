@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 
 from hwdarts_jax import spaces
-from hwdarts_jax.latency import liveness, sampling
+from hwdarts_jax.latency import cost, liveness, sampling
 from hwdarts_jax.runtime.workdir import UserError
 from hwdarts_jax.spaces import discretize
 from hwdarts_jax.spaces.spec import Genotype, NetworkSpec, Shape, Site
 
-SUM = 'sum'  # of two edges, at a node of a cell
 SIZE, WIDTH = 'image_size', 'features'  # settings of a space that ranges vary
 _CHUNK = 64  # networks drawn at a time: of more, the first are the same
 _MAX_DRAWS = 1000  # per network that is asked for
@@ -75,28 +74,12 @@ def make(
   found: dict[str, tuple[Site, str]] = {}
   sums: dict[str, Shape] = {}
   for each in [spec, *_variants(space, settings, resolutions, widths)]:
-    sums |= {sum_key(shape): shape for shape in summed(each).values()}
+    sums |= {cost.sum_key(s): s for s in cost.summed(each).values()}
     for site in each.sites():
       for op in site.ops:
         found.setdefault(site.key(op), (site, op))
   drawn = random_networks(spec, networks, seed)
   return Plan(spec, dict(settings), found, sums, drawn)
-
-
-def summed(spec: NetworkSpec) -> dict[str, Shape]:
-  """Shape of the nodes of each cell that sums up edges, by its name."""
-  shapes = {s.path.partition('/')[0]: s.out_shape for s in spec.sites()}
-  found = {}
-  for cell in spec.all_cells:
-    ends = [edge.dst for edge in cell.edges]
-    if len(set(ends)) < len(ends):
-      found[cell.name] = shapes[cell.name]
-  return found
-
-
-def sum_key(shape: Shape) -> str:
-  """The key of the sum of two edges in latency tables."""
-  return Site('', (SUM,), shape, shape[2], 1, None, None).key(SUM)
 
 
 def random_networks(

@@ -279,9 +279,7 @@ def sum_of_entries(
   """Costs in ms by the op entries of a table; None if some are missing."""
   if table.missing_keys(spec):
     return None
-  return cost.tabulate(
-    spec, lambda site, op: table.lookup(site.key(op)).value_ms, 'ms'
-  )
+  return cost.of_entries(spec, table)
 
 
 def fit_networks(
@@ -294,7 +292,7 @@ def fit_networks(
   """Fits the predictor to whole networks and to the sum of op entries.
 
   Networks are fitted, on top of the sum where there is one; fewer than
-  `predictor.MIN_NETWORKS` only scale that sum.
+  `predictor.MIN_WITH_PRIOR` only scale that sum.
 
   Args:
     spec: the space.
@@ -306,10 +304,13 @@ def fit_networks(
   Raises:
     ValueError: there are too few networks, and no entries.
   """
-  if entries is None or len(latency_ms) >= predictor_lib.MIN_NETWORKS:
+  count = len(latency_ms)
+  if entries is None or count >= predictor_lib.MIN_WITH_PRIOR:
+    if count < predictor_lib.MIN_NETWORKS:
+      held_out = 0.0  # there are none to spare
     return predictor_lib.fit(spec, one_hot, latency_ms, entries, held_out)
-  if len(latency_ms):
-    entries = predictor_lib.calibrate(entries, one_hot, latency_ms)
+  if count:
+    entries = predictor_lib.calibrate(spec, entries, one_hot, latency_ms)
   return predictor_lib.from_table(spec, entries, len(latency_ms))
 
 

@@ -18,10 +18,13 @@ import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
+from hwdarts_jax.latency.table import LatencyTable
 from hwdarts_jax.models import ops
 from hwdarts_jax.spaces.spec import NetworkSpec, Site
 
 ValueFn = Callable[[Site, str], float]
+Shape = tuple[int, int, int]
+SUM = 'sum'  # of two edges, at a node of a cell; its key in latency tables
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,14 +35,29 @@ class CostTable:
     per_op: for each group f64[E, O].
     fixed: cost of everything that is not searched.
     unit: such as 'ms' or 'macs'.
+    per_sum: for each group what one sum of two edges costs, at the same node of
+      all its cells; see `liveness.sums`. Groups may be missing.
   """
 
   per_op: Mapping[str, np.ndarray]
   fixed: float
   unit: str
+  per_sum: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+  def scaled(self, factor: float) -> CostTable:
+    """Returns the table with all costs multiplied by a factor."""
+    return CostTable(
+      {name: factor * costs for name, costs in self.per_op.items()},
+      factor * self.fixed,
+      self.unit,
+      {name: factor * ms for name, ms in self.per_sum.items()},
+    )
 
   def of(self, probs: Mapping[str, Any]) -> float:
-    """Returns fixed + sum(probs * per_op) for `probs` f[E, O] of groups."""
+    """Returns fixed + sum(probs * per_op) for `probs` f[E, O] of groups.
+
+    Sums of edges are left out: what they cost is no sum over ops.
+    """
     return self.fixed + sum(
       float(np.sum(np.asarray(probs[g], np.float64) * c))
       for g, c in self.per_op.items()
@@ -59,6 +77,41 @@ def tabulate(spec: NetworkSpec, value: ValueFn, unit: str) -> CostTable:
       assert site.group is not None and site.row is not None
       per_op[site.group][site.row] += costs
   return CostTable(per_op=per_op, fixed=fixed, unit=unit)
+
+
+def of_entries(spec: NetworkSpec, table: LatencyTable) -> CostTable:
+  """Returns what the entries of a latency table say of `spec`, in ms.
+
+  Raises:
+    ValueError: an entry is missing. Entries of sums may be.
+  """
+  found = tabulate(
+    spec, lambda site, op: table.lookup(site.key(op)).value_ms, 'ms'
+  )
+  shapes = summed(spec)
+  per_sum: dict[str, float] = {}
+  for cell in spec.all_cells:
+    key = sum_key(shapes[cell.name]) if cell.name in shapes else ''
+    if cell.group is not None and key in table.entries:
+      value_ms = table.entries[key].value_ms
+      per_sum[cell.group] = per_sum.get(cell.group, 0.0) + value_ms
+  return dataclasses.replace(found, per_sum=per_sum)
+
+
+def summed(spec: NetworkSpec) -> dict[str, Shape]:
+  """Shape of the nodes of each cell that sums up edges, by its name."""
+  shapes = {s.path.partition('/')[0]: s.out_shape for s in spec.sites()}
+  found = {}
+  for cell in spec.all_cells:
+    ends = [edge.dst for edge in cell.edges]
+    if len(set(ends)) < len(ends):
+      found[cell.name] = shapes[cell.name]
+  return found
+
+
+def sum_key(shape: Shape) -> str:
+  """The key of the sum of two edges in latency tables."""
+  return Site('', (SUM,), shape, shape[2], 1, None, None).key(SUM)
 
 
 def total(spec: NetworkSpec, value: ValueFn) -> float:

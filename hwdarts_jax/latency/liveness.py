@@ -64,6 +64,49 @@ def is_connected(
   return np.asarray(np.stack([p.any((1, 2)) for p in paid.values()]).all(0))
 
 
+def sums(
+  spec: NetworkSpec, one_hot: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+  """Returns how often two edges are added up in one cell of each group, f[N].
+
+  What adds zeros is dropped, and so is what nothing reads. An op with params
+  that is fed by nothing leaves an image that does not depend on the input: all
+  of these at a node are one term.
+  """
+  shared = _shared(spec)
+  found = {}
+  for cell in {
+    c.group: c for c in spec.all_cells if c.group in one_hot
+  }.values():
+    name = str(cell.group)
+    hot = np.asarray(one_hot[name])
+    does = np.array([not ops.is_zero(op) for op in spec.groups()[name].ops])
+    needed = _reaches_output(cell, (hot * does).any(-1))
+    # Terms that are computed at each node, and whether there is a constant.
+    zero = np.zeros(len(hot)), np.zeros(len(hot), bool)
+    nodes = {node: (np.ones(len(hot)), zero[1]) for node, _ in cell.inputs}
+    total = np.zeros(len(hot))
+    ends: dict[int, np.ndarray] = {}
+    for edge in cell.edges:
+      computed, constant = nodes.get(edge.src, zero)
+      varies = computed > 0
+      image = ~varies & constant
+      runs: Any = np.ones(len(hot), bool)
+      if edge.row is not None:
+        runs = hot[:, edge.row, does].any(-1)
+        ends[edge.dst] = needed[:, edge.row]
+        made = [o for o in edge.ops if (name, edge.row, o) not in shared]
+        columns = [edge.ops.index(o) for o in made if not ops.is_zero(o)]
+        image |= ~varies & hot[:, edge.row, columns].any(-1)
+      terms, one = nodes.get(edge.dst, zero)
+      nodes[edge.dst] = terms + (varies & runs), one | (image & runs)
+    for node, (terms, one) in nodes.items():
+      counted = np.maximum(terms - 1, 0) + (one & (terms > 0))
+      total += ends.get(node, np.ones(len(hot))) * counted
+    found[name] = total
+  return found
+
+
 def has_dead_ops(spec: NetworkSpec) -> bool:
   """Whether an architecture of the space can have ops that need not run."""
   return any(
@@ -81,12 +124,7 @@ def _merged(
   Every result is stood for by a random number, which is the same for the same
   op without params on the same input, and different for all others.
   """
-  shared = {
-    (site.group, site.row, op)
-    for site in spec.sites()
-    for op in site.ops
-    if site.row is not None and _is_shared(site, op)
-  }
+  shared = _shared(spec)
   rng = np.random.default_rng(0)
   result = {}
   for cell in {c.group: c for c in spec.all_cells if c.group in paid}.values():
@@ -119,6 +157,16 @@ def _merged(
       nodes[edge.dst] = nodes.get(edge.dst, np.zeros(len(kept))) + value
     result[name] = kept
   return result
+
+
+def _shared(spec: NetworkSpec) -> set[tuple[str | None, int, str]]:
+  """Group, row and name of searched ops that have no params."""
+  return {
+    (site.group, site.row, op)
+    for site in spec.sites()
+    for op in site.ops
+    if site.row is not None and _is_shared(site, op)
+  }
 
 
 def _is_shared(site: Site, op: str) -> bool:

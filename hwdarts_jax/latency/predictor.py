@@ -33,6 +33,8 @@ from hwdarts_jax.latency.fit import (
   fit,
   from_table,
   MIN_NETWORKS,
+  MIN_WITH_PRIOR,
+  sum_costs,
 )
 from hwdarts_jax.latency.judge import quality
 from hwdarts_jax.spaces.spec import NetworkSpec
@@ -48,7 +50,9 @@ __all__ = (
   'is_enumerable',
   'LatencyPredictor',
   'MIN_NETWORKS',
+  'MIN_WITH_PRIOR',
   'quality',
+  'sum_costs',
 )
 
 
