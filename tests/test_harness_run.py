@@ -11,7 +11,15 @@ import harness_fakes as fakes
 import numpy as np
 import pytest
 
-from hwdarts_jax.harness import check, convert, journal, measure, plan, session
+from hwdarts_jax.harness import (
+  check,
+  convert,
+  journal,
+  measure,
+  plan,
+  runners,
+  session,
+)
 from hwdarts_jax.harness.measure import Rounds
 from hwdarts_jax.harness.runners import DeviceError, Protocol
 from hwdarts_jax.latency import table as table_lib
@@ -65,6 +73,13 @@ def test_the_table_says_what_the_device_needs_and_how_that_was_found(
   assert 'made up' in table.source['statistic']
   assert not _partial(out).exists()
   assert device.closed == 1
+
+
+def test_a_table_does_not_say_where_the_device_is():
+  """Tables are published; serials, hosts and paths are their owner's."""
+  assert runners.published('adb:serial=XYZ,threads=4') == 'adb:threads=4'
+  assert runners.published('ssh:host=me@home,identity=/k') == 'ssh'
+  assert runners.published('host:threads=2,core=0') == 'host:threads=2,core=0'
 
 
 def test_rounds_are_shuffled_and_the_sentinel_is_read_in_between(device, out):

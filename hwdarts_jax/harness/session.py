@@ -268,7 +268,7 @@ def _source(
     f'by hwdarts_jax {hwdarts_jax.__version__}',
     'deploy': dict(request.plan.settings),
     'batch': request.batch,
-    'runner': request.runner,
+    'runner': runners.published(request.runner),
     'statistic': f'median over rounds of: {description.statistic}',
     'protocol': {
       **dataclasses.asdict(request.protocol),

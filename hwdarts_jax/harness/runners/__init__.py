@@ -23,6 +23,18 @@ from typing import Any, ClassVar, get_type_hints
 from hwdarts_jax.runtime.workdir import UserError
 
 FORMATS = ('tflite', 'onnx', 'jax')
+# Settings that tell nothing about a measurement, but something about its owner.
+_WHERE = (
+  'adb',
+  'config',
+  'directory',
+  'host',
+  'identity',
+  'port',
+  'python',
+  'serial',
+  'upload',
+)
 DTYPES = ('float32', 'float16', 'bfloat16', 'int8')
 
 
@@ -198,18 +210,15 @@ def make(text: str) -> Runner:
   return module.make(_parse(name, module.Settings, arguments))
 
 
-def merge(default: str, override: str) -> str:
-  """`override`, with the settings of `default` that it does not give.
-
-  Both are texts as in `make`; of different runners, `override` stands alone.
-  """
-  if not override or not default:
-    return override or default
-  name, _, own = override.partition(':')
-  if default.partition(':')[0] != name:
-    return override
-  theirs = default.partition(':')[2]
-  return f'{name}:{theirs},{own}'  # the last of equal names counts
+def published(text: str) -> str:
+  """`text` as in `make`, without settings that say where a device is."""
+  name, _, arguments = text.partition(':')
+  kept = [
+    item
+    for item in filter(None, arguments.split(','))
+    if item.partition('=')[0] not in _WHERE
+  ]
+  return f'{name}:{",".join(kept)}' if kept else name
 
 
 def _parse(name: str, settings: type, arguments: str) -> Any:
