@@ -88,6 +88,7 @@ class HostRunner(Runner):
     self._cores = settings.cores
     self._before = os.sched_getaffinity(0)
     self._interpreter: Any = None
+    self._rng = np.random.default_rng()
     self._call_ms = 0.0
 
   def prepare(self) -> Description:
@@ -125,8 +126,12 @@ class HostRunner(Runner):
   def measure(self, model: Model, protocol: Protocol) -> Reading:
     """See `Runner.measure`."""
     os.sched_setaffinity(0, self._cores)
+    # Where memory lies is a part of the noise, which would be the same in every
+    # round: an op was seen to need a third more throughout one run. So something
+    # of another size lies before it each time, in the heap and in pages.
+    sizes = self._rng.integers(1, 512, 2) * (64, 4096)
+    held = [np.ones(size, np.uint8) for size in sizes]
     try:
-      # Anew each time: where its memory lies is a part of the noise.
       interpreter = self._interpreter(
         model_path=str(model.path), num_threads=self._settings.threads
       )
@@ -139,6 +144,7 @@ class HostRunner(Runner):
     except (RuntimeError, ValueError) as e:
       raise ModelError(f'LiteRT does not run {model.name}: {e}.') from e
     finally:
+      del held
       os.sched_setaffinity(0, self._before)
 
   def finish(self) -> tuple[str, ...]:
