@@ -321,6 +321,32 @@ def test_inherited_params_start_ahead_of_fresh_ones(inherited):
   assert 'Trained from inherited params' in runs[True][1].out
 
 
+def test_params_of_a_fused_supernet_are_taken_as_well(
+  nursery, command, tmp_path
+):
+  """A GPU stacks them, the machine that trains on need not."""
+  search, trained = tmp_path / 'search', tmp_path / 'trained'
+  result = nursery.run(*command(search, **{'network.evaluation': 'fused'}))
+  assert result.code == 0, result.err
+  assert 'network.evaluation' not in result.out  # the next job knows it
+  settings = {
+    'job': 'retrain',
+    'retrain.search_workdir': search,
+    'retrain.inherit': True,
+    'retrain.num_epochs': 1,
+  }
+  result = nursery.run(*command(trained, **settings))
+  assert result.code == 0, result.err
+  # Affine batch norms of cells, which supernets lack; all else was found.
+  own = [
+    name
+    for name in tiny_runs.last_state(trained)
+    if name.startswith("['variables']['params']['cell_") and "['scale']" in name
+  ]
+  assert own
+  assert f'fresh are {2 * len(own)} arrays' in result.out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ('name', 'size', 'channels'), [('fashion_mnist', 28, 1), ('cifar10', 32, 3)]

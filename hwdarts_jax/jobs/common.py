@@ -268,18 +268,15 @@ def make_latency_model(
     gates, measured = table.networks_one_hot(deploy)
   fit = fit_networks(deploy, gates, measured, sum_of_entries(table, deploy))
   source = {'latency_table': name, 'latency_table_hash': table.table_hash()}
-  return LatencyModel(
-    predictor_of(deploy, fit.variables), fit.card, table.device, source
-  )
+  model = predictor_of(deploy, fit.variables)
+  return LatencyModel(model, fit.card, table.device, source)
 
 
 def sum_of_entries(
   table: table_lib.LatencyTable, spec: NetworkSpec
 ) -> cost.CostTable | None:
   """Costs in ms by the op entries of a table; None if some are missing."""
-  if table.missing_keys(spec):
-    return None
-  return cost.of_entries(spec, table)
+  return None if table.missing_keys(spec) else cost.of_entries(spec, table)
 
 
 def fit_networks(
@@ -299,15 +296,14 @@ def fit_networks(
     one_hot: for each group f[N, E, O]; may be empty where N is 0.
     latency_ms: f[N].
     entries: what `sum_of_entries` returns.
-    held_out: share of the networks kept for the report; see `predictor.fit`.
+    held_out: share of the networks kept for the report, of enough.
 
   Raises:
     ValueError: there are too few networks, and no entries.
   """
   count = len(latency_ms)
   if entries is None or count >= predictor_lib.MIN_WITH_PRIOR:
-    if count < predictor_lib.MIN_NETWORKS:
-      held_out = 0.0  # there are none to spare
+    held_out = 0.0 if count < predictor_lib.MIN_NETWORKS else held_out
     return predictor_lib.fit(spec, one_hot, latency_ms, entries, held_out)
   if count:
     entries = predictor_lib.calibrate(spec, entries, one_hot, latency_ms)

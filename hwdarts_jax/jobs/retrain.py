@@ -20,18 +20,15 @@ import ml_collections
 import optax
 
 from hwdarts_jax import spaces
-from hwdarts_jax.bilevel import update as update_lib
 from hwdarts_jax.data import pipeline, sources
-from hwdarts_jax.jobs import common, summary
+from hwdarts_jax.jobs import common, inherited, summary
 from hwdarts_jax.jobs import loop as loop_lib
 from hwdarts_jax.jobs import search as search_job
 from hwdarts_jax.jobs import settings as settings_lib
-from hwdarts_jax.models import fused
 from hwdarts_jax.models import network as network_lib
 from hwdarts_jax.runtime import metrics as metrics_lib
 from hwdarts_jax.runtime import plots, sharding
 from hwdarts_jax.runtime import workdir as workdir_lib
-from hwdarts_jax.runtime.checkpoints import Checkpoints
 from hwdarts_jax.spaces import discretize
 from hwdarts_jax.spaces.spec import Genotype, NetworkSpec
 
@@ -247,7 +244,7 @@ def init_state(training: Training) -> TrainState:
   variables = network_lib.init(training.network, init_rng)
   settings = training.config.retrain
   if settings.inherit:
-    variables = _inherited(training, variables)
+    variables = inherited.variables(training.config, variables)
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     variables=variables,
@@ -256,36 +253,6 @@ def init_state(training: Training) -> TrainState:
     opt=training.optimizer.init(variables['params']),
     rng=step_rng,
   )
-
-
-def _inherited(training: Training, variables):
-  """Takes the variables over from the last checkpoint of the search."""
-  folder = epath.Path(training.config.retrain.search_workdir)
-  search = search_job.make(training.config)
-  template = search_job.as_dtype(
-    update_lib.init_state(search.problem, training.config.seed, 0.0),
-    search.problem,
-  )
-  with Checkpoints(folder / 'checkpoints', read_only=True) as checkpoints:
-    restored = checkpoints.restore_latest(template)
-  if restored is None:
-    raise ValueError(
-      f'{folder} has no checkpoint to inherit from; finish the '
-      'search, or leave retrain.inherit off.'
-    )
-  source = fused.to_plain(
-    search.problem.network,
-    {
-      'params': restored.state.params,
-      'batch_stats': restored.state.batch_stats,
-    },
-  )
-  variables, missing = network_lib.inherit(variables, source)
-  print(
-    f'Inherited from the supernet at step {restored.step}; fresh are '
-    f'{len(missing)} arrays that it lacks, affine batch norms.'
-  )
-  return variables
 
 
 def _compile(training: Training, state, chunks):

@@ -20,6 +20,7 @@ from hwdarts_jax.spaces import discretize
 from hwdarts_jax.spaces.spec import Genotype, NetworkSpec
 
 _SAMPLES = 1000  # random architectures that the found one is compared with
+_EVALUATION = 'network.evaluation'
 
 
 def search_record(
@@ -246,6 +247,9 @@ def _overrides(config: dict[str, Any]) -> dict[str, Any]:
   was, now = (
     traverse_util.flatten_dict(c, sep='.') for c in (original, config)
   )
+  # 'auto' was resolved; the next job reads which it was from the workdir.
+  if was.get(_EVALUATION) == 'auto':
+    now[_EVALUATION] = 'auto'
   changed = {
     k: v
     for k, v in now.items()

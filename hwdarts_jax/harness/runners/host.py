@@ -126,8 +126,8 @@ class HostRunner(Runner):
   def measure(self, model: Model, protocol: Protocol) -> Reading:
     """See `Runner.measure`."""
     os.sched_setaffinity(0, self._cores)
-    # Where memory lies is a part of the noise, which would be the same in every
-    # round: an op was seen to need a third more throughout one run. So something
+    # Where memory lies is a part of the noise, and would be the same in every
+    # round: one op was seen to need a third more in all of a run. So something
     # of another size lies before it each time, in the heap and in pages.
     sizes = self._rng.integers(1, 512, 2) * (64, 4096)
     held = [np.ones(size, np.uint8) for size in sizes]
