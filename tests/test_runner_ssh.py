@@ -3,6 +3,7 @@
 import pathlib
 import subprocess
 import sys
+import threading
 
 import pytest
 import remote_peers as peers
@@ -130,12 +131,8 @@ def test_a_model_that_hangs_is_ended_on_the_board(config, tool, tmp_path):
     assert peers.gone(int(note.read_text()), within_s=0.5)
 
 
-def test_an_interrupted_reading_leaves_nothing_running(
-  config, tool, tmp_path, monkeypatch
-):
-  """As by Ctrl-C: the client dies, and `close` ends what it had started."""
-  note = tmp_path / 'child'
-  model = peers.model(tmp_path, f'echo $$ > {note}\nexec sleep 100')
+def _interrupt(runner, model, note, monkeypatch):
+  """The client dies, as by a signal, while the board measures."""
 
   def interrupted(self, timeout=None):
     del self, timeout
@@ -143,8 +140,6 @@ def test_an_interrupted_reading_leaves_nothing_running(
       pass
     raise KeyboardInterrupt
 
-  runner = _runner(config, tmp_path, tool)
-  runner.prepare()
   runner.place(model.path)
   runner._readings = 1  # no look at the temperature now
   with monkeypatch.context() as patch:
@@ -152,8 +147,74 @@ def test_an_interrupted_reading_leaves_nothing_running(
     with pytest.raises(KeyboardInterrupt):
       runner.measure(model, runners.Protocol(timeout_s=500.0))
   assert not peers.gone(int(note.read_text()), within_s=0.2)
+
+
+def test_an_interrupted_reading_leaves_nothing_running(
+  config, tool, tmp_path, monkeypatch
+):
+  """As by Ctrl-C: the client dies, and `close` ends what it had started."""
+  note = tmp_path / 'child'
+  model = peers.model(tmp_path, f'echo $$ > {note}\nexec sleep 100')
+  runner = _runner(config, tmp_path, tool)
+  runner.prepare()
+  _interrupt(runner, model, note, monkeypatch)
   runner.close()
   assert peers.gone(int(note.read_text()))
+
+
+@pytest.mark.parametrize('trap', ['', 'trap "" TERM\n'])
+def test_a_new_run_ends_what_a_killed_one_left_running(
+  config, tool, tmp_path, monkeypatch, trap
+):
+  """As by kill -9, or by a lost link: there is no `close`."""
+  note = tmp_path / 'child'
+  model = peers.model(tmp_path, f'{trap}echo $$ > {note}\nexec sleep 100')
+  killed = _runner(config, tmp_path, tool)
+  killed.prepare()
+  _interrupt(killed, model, note, monkeypatch)
+  with _runner(config, tmp_path, tool) as runner:
+    runner.prepare()
+    assert peers.gone(int(note.read_text()), within_s=0.2)
+  killed.close()
+
+
+def test_a_run_that_is_taken_over_in_a_reading_says_so(config, tool, tmp_path):
+  note = tmp_path / 'child'
+  model = peers.model(tmp_path, f'echo $$ > {note}\nexec sleep 100')
+  errors = []
+
+  def measure(runner):
+    try:
+      runner.measure(model, runners.Protocol(timeout_s=50.0))
+    except runners.UserError as e:
+      errors.append(e)
+
+  first, second = (_runner(config, tmp_path, tool) for _ in range(2))
+  with first, second:
+    first.prepare()
+    thread = threading.Thread(target=measure, args=(first,))
+    thread.start()
+    while not note.exists() or not note.read_text():
+      pass
+    second.prepare()
+    thread.join(20.0)
+  (error,) = errors
+  # Not a ModelError, after which the run would go on with the next model.
+  assert isinstance(error, DeviceError)
+  assert 'another run has taken it over' in str(error)
+
+
+def test_a_number_that_is_another_process_s_by_now_is_not_killed(
+  config, tool, tmp_path
+):
+  with subprocess.Popen(['sleep', '100'], cwd=tmp_path) as innocent:
+    with _runner(config, tmp_path, tool) as before:
+      for runner in (before, _runner(config, tmp_path, tool)):
+        runner.prepare()
+        pathlib.Path(runner.folder, 'pid').write_text(f'{innocent.pid}\n')
+      runner.close()
+    assert not peers.gone(innocent.pid, within_s=0.2)
+    innocent.kill()
 
 
 def test_a_full_disk(config, tool, tmp_path):

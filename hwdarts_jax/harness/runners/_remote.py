@@ -65,6 +65,19 @@ g=/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor
 [ -r $g ] && echo "governor=$(cat $g)"
 echo "cpu=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)"
 """
+# Ends what the pid file of the current folder names, if that still runs here:
+# after a restart of the device the number may be another process's. `timeout`
+# leads a group of its own, with the tool in it.
+_END = """\
+if read -r p 2>/dev/null < pid; then
+  here=$(pwd -P)
+  for kill in 'kill -15' : : : : 'kill -9'; do
+    [ "$(readlink "/proc/$p/cwd")" = "$here" ] || break
+    $kill "-$p"
+    $kill "$p"
+    sleep 1
+  done 2>/dev/null
+fi"""
 _CHECK_EVERY = 10
 _COOL_STEP_S = 5.0
 
@@ -135,10 +148,13 @@ class RemoteRunner(Runner):
       home = self.link.checked('echo "$HOME"', 'run a shell').strip()
       self.folder = home + self.folder[1:]
     folder = shlex.quote(self.folder)
-    # Only what a run of ours left there is ever removed.
+    # Only what a run of ours left there is ever removed, or ended: a run that
+    # was killed, or lost its link, left its tool behind.
     self.link.checked(
       f'[ ! -e {folder} ] || [ -f {folder}/owner ] || '
       f'{{ echo "{self.folder} is there, but not ours"; exit 1; }}\n'
+      f'if cd {folder} 2>/dev/null; then\n'
+      f'echo {self._owner} > owner\n{_END}\ncd /\nfi\n'
       f'rm -rf {folder}; mkdir -p {folder} && '
       f'echo {self._owner} > {folder}/owner',
       f'make the folder {self.folder}',
@@ -285,8 +301,7 @@ class RemoteRunner(Runner):
         # What a broken connection left running is ended, too.
         self.link.run(
           f'cd {folder} && read -r o < owner && [ "$o" = {self._owner} ] '
-          '|| exit 0\n[ -f pid ] && kill "$(cat pid)" 2>/dev/null\n'
-          f'cd / && rm -rf {folder}'
+          f'|| exit 0\n{_END}\ncd / && rm -rf {folder}'
         )
       self._opened = False
     self.link.close()
@@ -300,7 +315,11 @@ class RemoteRunner(Runner):
       f'cd {shlex.quote(self.folder)} 2>/dev/null || exit {_TAKEN}\n'
       'read -r o < owner || o=\n'
       f'[ "$o" = {self._owner} ] || exit {_TAKEN}\n'
-      f'sh -c {inner}\nstatus=$?\nrm -f pid\nexit $status',
+      f'sh -c {inner}\nstatus=$?\n'
+      # Whoever takes the folder over ends the tool.
+      'read -r o 2>/dev/null < owner || o=\n'
+      f'[ "$o" = {self._owner} ] || exit {_TAKEN}\n'
+      'rm -f pid\nexit $status',
       timeout_s + _KILL_AFTER_S,
     )
 
