@@ -276,6 +276,17 @@ def test_a_board_without_litert(config, tmp_path):
     runner.prepare()
 
 
+def test_a_python_that_is_missing_is_given_by_its_own_setting(config, tmp_path):
+  with (
+    _make(config, tmp_path, 'affinity=none,python=no-such-python') as runner,
+    pytest.raises(
+      DeviceError, match='no no-such-python .* by python='
+    ) as error,
+  ):
+    runner.prepare()
+  assert 'binary' not in str(error.value)
+
+
 @pytest.mark.parametrize(
   ('settings', 'message'),
   [

@@ -177,6 +177,16 @@ def test_a_program_that_is_missing_or_something_else(tmp_path, monkeypatch):
     runner.prepare()
 
 
+def test_a_path_of_a_program_may_be_relative(tool, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'bin').mkdir()
+  (tmp_path / 'bin' / 'trtexec').symlink_to(tool)
+  with _runner(tmp_path, 'bin/trtexec') as runner:
+    runner.prepare()
+    model = _model(tmp_path, f'cat {_LOG}')
+    assert runner.measure(model, peers.QUICK).ms == pytest.approx(0.588443)
+
+
 def test_a_folder_may_be_below_the_home(tool, tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', str(tmp_path))
   (tmp_path / 'of mine').mkdir()

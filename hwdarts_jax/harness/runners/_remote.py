@@ -229,12 +229,15 @@ class RemoteRunner(Runner):
     self.link.checked(f'chmod 755 {shlex.quote(target)}', 'make it executable')
     return target
 
-  def find(self, program: str, elsewhere: tuple[str, ...] = ()) -> str:
-    """The path of a program on the device.
+  def find(
+    self, program: str, elsewhere: tuple[str, ...] = (), setting: str = 'binary'
+  ) -> str:
+    """The absolute path of a program on the device.
 
     Args:
-      program: its name or its path.
+      program: its name or its path, from the folder that commands start in.
       elsewhere: paths to try where the name is not in PATH.
+      setting: that gives its path, for the message.
 
     Raises:
       DeviceError: it is missing, or not executable.
@@ -243,7 +246,9 @@ class RemoteRunner(Runner):
       f'f={shlex.quote(program)}\n'
       'case $f in "~"/*) f=$HOME/${f#"~"/};; esac\n'
       f'for p in "$f" {shlex.join(elsewhere)}; do\n'
-      '  p=$(command -v "$p") && [ -x "$p" ] && echo "ok $p" && exit\n'
+      '  p=$(command -v "$p") && [ -x "$p" ] || continue\n'
+      '  case $p in /*) ;; *) p=$PWD/$p;; esac\n'
+      '  echo "ok $p"; exit\n'
       'done\n'
       '[ -e "$f" ] && echo exists; true',
       'look for a program',
@@ -257,7 +262,7 @@ class RemoteRunner(Runner):
       )
     raise DeviceError(
       f'There is no {program} on {self.link.name}. Give its path there by '
-      'binary=....'
+      f'{setting}=....'
     )
 
   def usage(self, program: str, arguments: str) -> str:

@@ -81,7 +81,7 @@ class LitertRunner(RemoteRunner):
   def prepare(self) -> Description:
     """See `Runner.prepare`."""
     self.open()
-    self._python = self.find(self._settings.python)
+    self._python = self.find(self._settings.python, setting='python')
     self._script = f'{self.folder}/{_BOARD.name}'
     self.link.push(_BOARD, self._script)
     log = self.usage(self._python, f'{self._script} --about')
