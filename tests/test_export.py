@@ -190,6 +190,8 @@ def _one_device(num_devices):
 class _Runner(runners.Runner):
   """A device that says 1, 2, 3 ms and so on, and may fail."""
 
+  dtypes = runners.DTYPES
+
   def __init__(self, device_error=None, model_error=''):
     self.device_error = device_error
     self.model_error = model_error
@@ -265,6 +267,21 @@ def test_a_model_that_a_device_refuses_is_named(configure, device, tmp_path):
   assert networks['deploy']['float16']['ms'] > 0
   assert networks['deploy']['int8']['ms'] is None
   assert 'refused' in networks['deploy']['int8']['failed']
+  # A delegate that was busy may not be the next time.
+  device()
+  export.run(configure(), str(tmp_path / 'run'))
+  networks = _record(tmp_path / 'run')['measured']['host']['networks']
+  assert networks['deploy']['int8']['ms'] > 0
+
+
+def test_a_runner_is_given_no_type_that_it_does_not_measure(
+  configure, device, tmp_path
+):
+  runner = device()
+  runner.model_format, runner.dtypes = 'onnx', ('float16',)
+  export.run(configure({'export.runner': 'stick'}), str(tmp_path / 'run'))
+  found = _record(tmp_path / 'run')['measured']['stick']['networks']
+  assert [set(x) for x in found.values()] == [{'float16'}] * 2
 
 
 @pytest.mark.parametrize(

@@ -235,13 +235,25 @@ def test_another_device_does_not_go_on_either(device, out):
 
 
 def test_two_runs_cannot_share_a_table(device, out):
-  settings = {'a': 1}
-  with (
-    journal.opened(out, settings),
-    pytest.raises(UserError, match='is in use by'),
-    journal.opened(out, settings),
-  ):
-    pass
+  """The second does not even look at the device, which the first is using."""
+
+  def touched():
+    raise AssertionError('the device was touched')
+
+  device.prepare = touched
+  with journal.reserved(out), pytest.raises(UserError, match='is in use by'):
+    session.run(fakes.request(out))
+
+
+def test_a_type_that_a_runner_does_not_measure_is_refused_at_once(device, out):
+  with pytest.raises(UserError, match="--dtype is 'bfloat16'.*'float32'"):
+    session.run(fakes.request(out, dtype='bfloat16'))
+  assert not device.asked
+
+
+def test_a_table_is_named_after_a_device(tmp_path):
+  with pytest.raises(UserError, match='begin with a device'):
+    fakes.request(tmp_path / '.nasbench201.json')
 
 
 def test_a_finished_table_is_replaced_only_if_told_to(device, out):
@@ -371,7 +383,8 @@ def test_a_disk_that_fills_within_a_line_keeps_the_lines_before(tmp_path):
   kept = []
   old = resource.getrlimit(resource.RLIMIT_FSIZE)
   handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-  with journal.opened(out, {'a': 1}) as log:
+  with journal.reserved(out) as folder:
+    log = journal.begin(folder, {'a': 1})
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, old[1]))
     try:
       with pytest.raises(UserError, match='Cannot write to'):
@@ -382,7 +395,8 @@ def test_a_disk_that_fills_within_a_line_keeps_the_lines_before(tmp_path):
       resource.setrlimit(resource.RLIMIT_FSIZE, old)
       signal.signal(signal.SIGXFSZ, handler)
   assert 5 < len(kept) < 100
-  with journal.opened(out, {'a': 1}) as log:
+  with journal.reserved(out) as folder:
+    log = journal.begin(folder, {'a': 1})
     assert [r['round'] for r in log.readings] == kept
     log.add_reading({'model': 'm', 'round': len(kept), 'ms': 1.0})
   lines = (_partial(out) / 'readings.jsonl').read_text().splitlines()

@@ -149,6 +149,14 @@ def test_wrong_settings_are_named(text, words):
     runners.make(text)
 
 
+def test_a_machine_is_not_busy_with_our_own_threads(monkeypatch):
+  monkeypatch.setattr(host.os, 'getloadavg', lambda: (2.1, 0.0, 0.0))
+  two, one = (host.HostRunner(host.Settings(threads=n)) for n in (2, 1))
+  assert two.finish() == ()
+  (remark,) = one.finish()
+  assert 'load 1.1 beside us' in remark
+
+
 def test_without_litert_the_way_to_it_is_told(monkeypatch):
   def missing(name):
     raise ModuleNotFoundError(name=name)

@@ -29,18 +29,18 @@ def _model(folder, products, size=128, dtype='float32'):
 
 
 @pytest.mark.parametrize('repeat', ['loop', 'call'])
-def test_twice_the_work_takes_about_twice_as_long(tmp_path, repeat):
+def test_eight_times_the_work_takes_several_times_as_long(tmp_path, repeat):
   """Nothing is left out of the loop, and no launch is counted."""
   with runners.make(f'jax_device:device=cpu,repeat={repeat}') as runner:
     description = runner.prepare()
     assert description.runtime_version == jax.__version__
     assert 'less that of an empty model' in description.statistic
-    models = [_model(tmp_path, n) for n in (4, 8)]
+    models = [_model(tmp_path, n) for n in (2, 16)]
     # The least of a few, as a disturbed one is longer.
-    four, eight = (
+    two, sixteen = (
       min(runner.measure(m, _PROTOCOL).ms for _ in range(3)) for m in models
     )
-  assert 1.4 < eight / four < 2.8
+  assert 2.5 < sixteen / two < 25  # other processes may slow down either
 
 
 def test_every_repetition_computes_and_depends_on_the_one_before():
@@ -89,3 +89,13 @@ def test_a_model_that_hangs_is_named(tmp_path):
 def test_only_known_ways_to_repeat():
   with pytest.raises(ValueError, match="repeat is 'twice'; it must be one of"):
     runners.make('jax_device:repeat=twice')
+
+
+def test_without_any_device_there_is_one_sentence(monkeypatch):
+  def none(platform=None):
+    raise RuntimeError('no backend')
+
+  monkeypatch.setattr(jax, 'devices', none)
+  runner = runners.make('jax_device:device=cuda')
+  with pytest.raises(runners.DeviceError, match="no device 'cuda'.* none"):
+    runner.prepare()

@@ -28,6 +28,8 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
+from hwdarts_jax.runtime.workdir import UserError
+
 Function = Callable[[Any], Any]
 _CALLS = ('jaxpr', 'call_jaxpr', 'fun_jaxpr')
 
@@ -288,7 +290,13 @@ def _bind(eqn, values) -> list[Any]:
 
 def compute(eqn, values) -> list[np.ndarray]:
   """The outputs of an equation whose inputs are all known."""
-  cpu = jax.local_devices(backend='cpu')[0]
+  try:
+    cpu = jax.local_devices(backend='cpu')[0]
+  except RuntimeError as e:
+    raise UserError(
+      'constants are folded on the CPU, which JAX does not have here: add cpu '
+      'to the environment variable JAX_PLATFORMS, such as cuda,cpu.'
+    ) from e
   with jax.ensure_compile_time_eval(), jax.default_device(cpu):
     return [np.asarray(v) for v in _bind(eqn, values)]
 

@@ -29,7 +29,7 @@ _MODELS, _READINGS = 'models.jsonl', 'readings.jsonl'
 
 
 class Journal:
-  """The folder of one run; see `opened`."""
+  """The folder of one run; see `begin`."""
 
   def __init__(self, folder: pathlib.Path):
     self.folder = folder
@@ -100,30 +100,46 @@ class Journal:
 
 
 @contextlib.contextmanager
-def opened(out: pathlib.Path, settings: Mapping[str, Any]) -> Iterator[Journal]:
-  """Opens the journal of a table; no other run can while this one does.
-
-  Args:
-    out: path of the table.
-    settings: all that the readings depend on, JSON-able.
+def reserved(out: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields the folder of a table's journal; no other run has it meanwhile.
 
   Raises:
-    UserError: the folder belongs to a run with other settings, or to one that
-      is still going on.
+    UserError: a run that is still going on has it.
   """
   folder = out.with_name(f'{out.name}.partial')
   with contextlib.ExitStack() as stack:
-    try:
-      with _saving(folder):
-        stack.enter_context(workdir.lock(folder))
-        workdir.prepare(folder, settings)
-    except UserError as e:
-      text = str(e).replace(
-        'Choose another --workdir, or use',
-        f'Remove {folder} to begin anew, choose another --out, or use',
-      )
-      raise UserError(text.replace('--workdir', '--out')) from e
-    yield Journal(folder)
+    with _explaining(folder):
+      stack.enter_context(workdir.lock(folder))
+    yield folder
+
+
+def begin(folder: pathlib.Path, settings: Mapping[str, Any]) -> Journal:
+  """Opens the journal in a folder that is reserved.
+
+  Args:
+    folder: of the journal.
+    settings: all that the readings depend on, JSON-able.
+
+  Raises:
+    UserError: the folder belongs to a run with other settings.
+  """
+  with _explaining(folder):
+    workdir.prepare(folder, settings)
+  return Journal(folder)
+
+
+@contextlib.contextmanager
+def _explaining(folder: pathlib.Path) -> Iterator[None]:
+  """Says what to do in terms of the harness."""
+  try:
+    with _saving(folder):
+      yield
+  except UserError as e:
+    text = str(e).replace(
+      'Choose another --workdir, or use',
+      f'Remove {folder} to begin anew, choose another --out, or use',
+    )
+    raise UserError(text.replace('--workdir', '--out')) from e
 
 
 @contextlib.contextmanager

@@ -76,10 +76,11 @@ class Request:
   skip_failed: bool = False
 
   def __post_init__(self):
-    if not self.out.name.endswith(_SUFFIXES) or self.out.name in _SUFFIXES:
+    if not (self.out.name.endswith(_SUFFIXES) and self.device):
       raise UserError(
         f'--out is {str(self.out)!r}; its name must end in one of {_SUFFIXES}, '
-        'such as latency_tables/host_cpu.nasbench201.json.'
+        'such as latency_tables/host_cpu.nasbench201.json, and begin with a '
+        'device.'
       )
     if self.out.exists() and not self.overwrite:
       raise UserError(
@@ -101,26 +102,34 @@ def run(request: Request) -> LatencyTable:
     ConversionError: an op has no form for this runner.
     UserError: something cannot be written, or some models cannot be measured.
   """
-  with runners.make(request.runner) as runner:
+  # The folder first: a run that is going on must keep its device.
+  with (
+    journal_lib.reserved(request.out) as folder,
+    runners.make(request.runner) as runner,
+  ):
+    if request.dtype not in runner.dtypes:
+      raise UserError(
+        f'--dtype is {request.dtype!r}; the runner {request.runner!r} measures '
+        f'{list(runner.dtypes)}.'
+      )
     target = Target(runner.model_format, request.dtype, request.batch)
     description = runner.prepare()
-    settings = _settings(request, description)
-    with journal_lib.opened(request.out, settings) as journal:
-      models = _convert(request.plan, target, journal)
-      outcome = measure.run(
-        runner,
-        models,
-        _sentinel(request.plan, models),
-        journal,
-        request.protocol,
-        request.rounds,
-      )
-      if outcome.failed and not request.skip_failed:
-        raise UserError(_failed(outcome.failed))
-      remarks = (*description.remarks, *outcome.remarks, *runner.finish())
-      table = _table(request, description, outcome, remarks)
-      _save(table, request.out)
-      journal.remove()
+    journal = journal_lib.begin(folder, _settings(request, description))
+    models = _convert(request.plan, target, journal)
+    outcome = measure.run(
+      runner,
+      models,
+      _sentinel(request.plan, models),
+      journal,
+      request.protocol,
+      request.rounds,
+    )
+    if outcome.failed and not request.skip_failed:
+      raise UserError(_failed(outcome.failed))
+    remarks = (*description.remarks, *outcome.remarks, *runner.finish())
+    table = _table(request, description, outcome, remarks)
+    _save(table, request.out)
+    journal.remove()
   return table
 
 

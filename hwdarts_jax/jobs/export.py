@@ -99,7 +99,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     else:
       record = _export(task, path)
     runner = config.export.runner
-    if runner and runner not in record['measured']:
+    if runner and not export_measure.is_done(record, runner):
       export_measure.measure(task, path, record)
     print(export_report.of(path))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import datetime
 import hashlib
@@ -33,7 +33,8 @@ def measure(task: Task, path: epath.Path, record: dict[str, Any]) -> None:
   """Times the networks by `export.runner` and adds that to export.json.
 
   Raises:
-    UserError: the device or a model failed; what was measured is kept.
+    UserError: the device failed, or a model, in which case the others are
+      kept.
   """
   from hwdarts_jax.harness import runners
 
@@ -49,7 +50,14 @@ def measure(task: Task, path: epath.Path, record: dict[str, Any]) -> None:
     ):
       device = runner.prepare()
       models = dict(
-        _models(task, path, record, runner.model_format, pathlib.Path(folder))
+        _models(
+          task,
+          path,
+          record,
+          runner.model_format,
+          runner.dtypes,
+          pathlib.Path(folder),
+        )
       )
       for key in tqdm.tqdm(
         [*models] * rounds, desc='measure', unit='reading', dynamic_ncols=True
@@ -92,11 +100,21 @@ def measure(task: Task, path: epath.Path, record: dict[str, Any]) -> None:
     )
 
 
+def is_done(record: Mapping[str, Any], runner: str) -> bool:
+  """Whether a runner has measured all networks."""
+  networks = record['measured'].get(runner, {}).get('networks', {})
+  found = [
+    entry for by_dtype in networks.values() for entry in by_dtype.values()
+  ]
+  return bool(found) and all(entry['ms'] is not None for entry in found)
+
+
 def _models(
   task: Task,
   path: epath.Path,
   record: dict[str, Any],
   model_format: str,
+  dtypes: Sequence[str],
   folder: pathlib.Path,
 ) -> Iterator[tuple[tuple[str, str], Any]]:
   """Yields ((network, dtype), model) of all that is timed, in local files.
@@ -108,7 +126,7 @@ def _models(
 
   for network, spec in task.specs().items():
     variables = task.variables if network == 'trained' else None
-    for dtype in _TIMED[model_format]:
+    for dtype in [d for d in _TIMED[model_format] if d in dtypes]:
       in_file = 'float32' if model_format == 'onnx' else dtype
       name = FILES.get((model_format, in_file))
       if network == 'trained' and name:

@@ -155,6 +155,11 @@ class Runner(abc.ABC):
   model_format: ClassVar[str] = 'tflite'
   overhead_s: ClassVar[float] = 0.0
 
+  @property
+  def dtypes(self) -> tuple[str, ...]:
+    """Those of `DTYPES` that it measures."""
+    return ('float32', 'float16', 'int8')
+
   @abc.abstractmethod
   def prepare(self) -> Description:
     """Finds the device, checks that it can measure, and describes it.

@@ -120,7 +120,7 @@ class HostRunner(Runner):
         'system': f'{platform.system()} {platform.release()}',
         'governor': _governor(self._cores[0]),
       },
-      remarks=_busy('at the start'),
+      remarks=_busy('at the start', 0),
     )
 
   def measure(self, model: Model, protocol: Protocol) -> Reading:
@@ -149,7 +149,7 @@ class HostRunner(Runner):
 
   def finish(self) -> tuple[str, ...]:
     """See `Runner.finish`."""
-    return _busy('at the end')
+    return _busy('at the end', self._settings.threads)
 
   def _measure_call(self) -> float:
     """Milliseconds of a model that computes next to nothing."""
@@ -218,9 +218,8 @@ def _governor(core: int) -> str | None:
   return None
 
 
-def _busy(when: str) -> tuple[str, ...]:
-  """A remark if other processes keep the machine busy."""
-  own = 1.0 if when == 'at the end' else 0.0
+def _busy(when: str, own: int) -> tuple[str, ...]:
+  """A remark if others than `own` threads keep the machine busy."""
   load = os.getloadavg()[0] - own
   if load < _BUSY:
     return ()

@@ -14,6 +14,7 @@ the repetition itself costs, and is subtracted.
 from __future__ import annotations
 
 from collections.abc import Callable
+import contextlib
 import dataclasses
 import functools
 import time
@@ -74,6 +75,11 @@ class JaxDeviceRunner(Runner):
     self._device: Any = None
     self._compiled: dict[str, tuple[Callable[..., Any], jax.Array]] = {}
     self._empty_ms = 0.0
+
+  @property
+  def dtypes(self) -> tuple[str, ...]:
+    """See `Runner.dtypes`."""
+    return ('float32', 'float16', 'bfloat16')
 
   def prepare(self) -> Description:
     """See `Runner.prepare`."""
@@ -235,8 +241,10 @@ def _find(name: str) -> Any:
   try:
     devices = jax.devices(platform or None)
     return devices[int(number or 0)]
-  except (RuntimeError, IndexError, ValueError) as e:
-    there = ', '.join(str(d) for d in jax.devices())
+  except (RuntimeError, AssertionError, IndexError, ValueError) as e:
+    there = 'none'
+    with contextlib.suppress(RuntimeError, AssertionError):
+      there = ', '.join(str(d) for d in jax.devices())
     raise DeviceError(
       f'JAX has no device {name!r}; it has {there}. Install jax[cuda13] or '
       'jax[tpu] for an accelerator.'
