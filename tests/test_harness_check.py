@@ -60,6 +60,18 @@ def test_exact_sums_are_found_exact():
   assert found.corrected['kendall_tau'] > 0.97
 
 
+def test_a_table_for_several_spaces_is_checked_for_the_one_that_is_named():
+  table = _table(space='', spec_hash=None)
+  assert 'no spec is known' in check.report(table)
+  said = check.report(table, fakes.SETTINGS, 'nasbench201')
+  assert 'serves space nasbench201' in said
+
+
+def test_a_table_of_another_space_is_not_checked_with_its_settings():
+  with pytest.raises(UserError, match="space 'darts', the table of 'nasb"):
+    check.report(_table(), fakes.SETTINGS, 'darts')
+
+
 def test_what_all_networks_cost_more_is_calibrated_away():
   found = check.additivity(_table(overhead=1.2, noise=0.01), _SPEC)
   assert found.bias_percent == pytest.approx(-100 / 6, abs=0.5)

@@ -65,7 +65,10 @@ _MIN_RUNS = flags.DEFINE_integer(
   'min_runs', Protocol.min_runs, 'Fewest runs of a reading.', lower_bound=1
 )
 _TIMEOUT_S = flags.DEFINE_float(
-  'timeout_s', Protocol.timeout_s, 'A reading that takes longer has hung.'
+  'timeout_s',
+  Protocol.timeout_s,
+  'A reading that takes longer has hung.',
+  lower_bound=1.0,
 )
 _OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace a finished table.')
 _SKIP_FAILED = flags.DEFINE_bool(
@@ -80,8 +83,8 @@ def main(argv: list[str]) -> None:
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)
   if _CHECK.value is not None:
-    deploy = None if _CONFIG.value is None else _deploy()[1]
-    print(check.report(_load(_CHECK.value), deploy))
+    space, deploy = ('', None) if _CONFIG.value is None else _deploy()
+    print(check.report(_load(_CHECK.value), deploy, space))
     return
   for flag in (_CONFIG, _RUNNER, _OUT):
     if not flag.value:
@@ -113,7 +116,7 @@ def main(argv: list[str]) -> None:
     print(plan.describe(planned))
     return
   table = session.run(request)
-  print(check.report(table, deploy))
+  print(check.report(table, deploy, space))
   print(f'The table is {request.out}.')
 
 

@@ -43,16 +43,19 @@ class Additivity(NamedTuple):
   networks: int
 
 
-def report(table: LatencyTable, deploy: Mapping[str, Any] | None = None) -> str:
+def report(
+  table: LatencyTable, deploy: Mapping[str, Any] | None = None, space: str = ''
+) -> str:
   """What a user wants to know of a table.
 
   Args:
     table: it has passed all checks of values by being one.
     deploy: settings of the space it shall serve; by default those it was
       measured with.
+    space: name of that space.
 
   Raises:
-    UserError: it lacks something that the space needs.
+    UserError: it lacks something that the space needs, or is of another.
   """
   zeros = sum(not e.value_ms for e in table.entries.values())
   noisy = [key for key, e in table.entries.items() if e.noisy]
@@ -73,7 +76,7 @@ def report(table: LatencyTable, deploy: Mapping[str, Any] | None = None) -> str:
       f'rounds of an op differ by {np.median(spreads):.1f} % (median), '
       f'{max(spreads):.1f} % (most)'
     )
-  spec = _spec(table, deploy)
+  spec = _spec(table, deploy, space or table.space)
   if spec is None:
     lines.append('no spec is known: name one by --config to check its keys')
     return '\n'.join(lines)
@@ -114,8 +117,14 @@ def additivity(table: LatencyTable, spec: NetworkSpec) -> Additivity | None:
       functools.partial(_apply, network, model.variables), _take(one_hot, test)
     )
     corrected.append(judge.quality(predicted, ms[test]))
-    factor = np.median(ms[train] / sums[train])
-    calibrated.append(judge.quality(factor * sums[test], ms[test]))
+    counted = predictor.counted_ops(
+      spec, _take(one_hot, train), ms[train], entries
+    )
+    scaled = predictor.calibrate(
+      spec, entries, _take(one_hot, train), ms[train], counted
+    )
+    predicted = predictor.sum_costs(spec, scaled, _take(one_hot, test), counted)
+    calibrated.append(judge.quality(predicted, ms[test]))
   return Additivity(
     judge.quality(sums, ms),
     _mean(calibrated),
@@ -151,13 +160,17 @@ def _figures(q: Mapping[str, float]) -> str:
 
 
 def _spec(
-  table: LatencyTable, deploy: Mapping[str, Any] | None
+  table: LatencyTable, deploy: Mapping[str, Any] | None, space: str
 ) -> NetworkSpec | None:
   """The spec that a table is for, if that can be told."""
-  if table.space not in spaces.names():
+  if space not in spaces.names():
     return None
   if deploy is not None:
-    return spaces.make(table.space, **deploy)
+    if table.space not in ('', space):
+      raise UserError(
+        f'--config is of space {space!r}, the table of {table.space!r}.'
+      )
+    return spaces.make(space, **deploy)
   settings = table.source.get('deploy', {})
   if not isinstance(settings, Mapping):
     raise UserError(f'source.deploy is {settings!r}; it must be an object.')

@@ -402,9 +402,11 @@ def _ratio(table: CostTable | None, scaled: CostTable | None) -> float | None:
   """What `calibrate` multiplied a table by."""
   if table is None or scaled is None:
     return None
-  total = table.fixed + sum(float(c.sum()) for c in table.per_op.values())
-  after = scaled.fixed + sum(float(c.sum()) for c in scaled.per_op.values())
-  return after / total
+  before, after = (
+    sum(float(c.sum()) for c in costs.per_op.values())
+    for costs in (table, scaled)
+  )
+  return after / before
 
 
 def _take(one_hot: Mapping[str, np.ndarray], rows) -> dict[str, np.ndarray]:
