@@ -1,6 +1,7 @@
 """A search that is told how much memory there is keeps to it."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +106,16 @@ def test_a_step_too_large_for_its_device_is_refused_before_it_runs(monkeypatch):
     memory.OutOfMemoryError, match=r'needs .*GB, the device has 0\.0001 GB'
   ):
     _within(0)
+
+
+@pytest.mark.parametrize('limit', [85_899_345_920, 999_999, 17_179_869_184])
+def test_the_advice_is_never_more_than_the_device_has(limit, monkeypatch):
+  monkeypatch.setattr(memory, 'device_bytes', lambda: limit)
+  monkeypatch.setattr(memory, 'needed_bytes', lambda compiled: 10**12)
+  with pytest.raises(memory.OutOfMemoryError) as e:
+    _within(0)
+  advised = float(re.search(r'memory_gb=(\S+)', str(e.value))[1])
+  assert 0.9 * limit < advised * memory.GB <= limit
 
 
 def test_parts_leave_every_device_a_batch_group():

@@ -180,9 +180,15 @@ def _check_device(needed: int) -> None:
   if limit is not None and needed > limit:
     raise OutOfMemoryError(
       f'the bilevel step needs {_gb(needed)}, the device has {_gb(limit)}. '
-      f'--config.search.memory_gb={limit / GB:.1f} makes it fit, at the price '
+      f'--config.search.memory_gb={_floor(limit)} makes it fit, at the price '
       'of time; so may a lower search.batch_size.'
     )
+
+
+def _floor(count: int) -> str:
+  """Gigabytes, two digits, not more than there are."""
+  digits = max(1 - math.floor(math.log10(count / GB)), 0)
+  return f'{math.floor(count / GB * 10**digits) / 10**digits:g}'
 
 
 def _gb(count: float) -> str:
