@@ -257,12 +257,53 @@ def test_litert_in_python_on_the_board_times_a_real_model(config, tmp_path):
     about = runner.prepare()
     assert about.runtime == 'ai_edge_litert'
     assert about.runtime_version
-    assert about.statistic == 'median of CPU time'
+    assert about.statistic == 'median of CPU time, less that of an empty model'
+    assert 0 < about.facts['empty_model_ms'] < 1
     few = runner.measure(small, peers.QUICK)
     many = runner.measure(large, peers.QUICK)
   # 64 times the work.
   assert many.ms > 4 * few.ms > 0
   assert few.runs >= 2
+
+
+def test_the_call_of_litert_on_the_board_is_no_part_of_a_reading(
+  config, tmp_path
+):
+  """Python there says how long models take; the empty one is real."""
+  pytest.importorskip('litert_converter', reason='needs the extra [tflite]')
+  about = '{"runtime": "tflite_runtime", "version": "2.14.0"}'
+  python = peers.program(
+    tmp_path,
+    'python',
+    '#!/bin/sh\ncase $2 in\n'
+    f"--about) echo 'hwdarts: {about}';;\n"
+    '*empty*) [ -s "$2" ] && echo \'hwdarts: {"ms": 0.25, "runs": 9}\';;\n'
+    '*) . "$2";;\nesac\n',
+  )
+  models = [
+    peers.model(tmp_path, f'echo \'hwdarts: {{"ms": {ms}, "runs": 7}}\'', name)
+    for name, ms in (('op', 1.0), ('tiny', 0.2))
+  ]
+  with _make(config, tmp_path, f'affinity=none,python={python}') as runner:
+    assert runner.prepare().facts['empty_model_ms'] == 0.25
+    op, tiny = (runner.measure(m, peers.QUICK) for m in models)
+  assert (op.ms, op.runs) == (pytest.approx(0.75), 7)
+  assert tiny.ms == 0
+
+
+def test_a_board_where_no_model_runs_ends_the_run(config, tmp_path):
+  pytest.importorskip('litert_converter', reason='needs the extra [tflite]')
+  python = peers.program(
+    tmp_path,
+    'python',
+    '#!/bin/sh\n[ "$2" = --about ] || exec echo Illegal instruction\n'
+    'echo \'hwdarts: {"runtime": "tflite_runtime", "version": "2.14.0"}\'\n',
+  )
+  with (
+    _make(config, tmp_path, f'affinity=none,python={python}') as runner,
+    pytest.raises(DeviceError, match='board measures nothing: .*Illegal'),
+  ):
+    runner.prepare()
 
 
 def test_a_board_without_litert(config, tmp_path):
