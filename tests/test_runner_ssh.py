@@ -149,6 +149,27 @@ def _interrupt(runner, model, note, monkeypatch):
   assert not peers.gone(int(note.read_text()), within_s=0.2)
 
 
+@pytest.mark.parametrize(
+  ('script', 'message'),
+  [
+    ('exec sleep 100', 'limit of 1 s and was ended on the device'),
+    ('kill -9 $$', 'was killed on the device'),
+    ('echo "ERROR: cannot read $model"\nexit 1', 'cannot read op.tflite'),
+  ],
+)
+def test_what_a_table_cites_does_not_say_where_the_device_is(
+  config, tool, tmp_path, script, message
+):
+  """The session writes a ModelError word for word into the notes."""
+  model = peers.model(tmp_path, script)
+  with _runner(config, tmp_path, tool) as runner:
+    runner.prepare()
+    with pytest.raises(ModelError, match=message) as error:
+      runner.measure(model, runners.Protocol(timeout_s=1.0))
+    assert runner.link.name == 'board'
+  assert 'board' not in str(error.value)
+
+
 def test_an_interrupted_reading_leaves_nothing_running(
   config, tool, tmp_path, monkeypatch
 ):

@@ -139,6 +139,17 @@ def test_an_op_that_tensorrt_lacks_costs_one_model_only(tool, tmp_path):
     assert runner.measure(fine, peers.QUICK).ms == pytest.approx(0.588443)
 
 
+def test_what_a_table_cites_does_not_say_where_the_device_is(tool, tmp_path):
+  with _runner(tmp_path, tool, 'flags=--old') as runner:
+    runner.prepare()
+    model = _model(tmp_path, 'echo "[E] Unknown option: --old"\nexit 1')
+    with pytest.raises(ModelError, match='does not know --old') as error:
+      runner.measure(model, peers.QUICK)
+    assert runner.link.name not in str(error.value)
+  text = f'trtexec:binary={tool},build_s=3'
+  assert runners.published(text) == 'trtexec:build_s=3'
+
+
 @pytest.mark.parametrize(
   ('said', 'message'),
   [

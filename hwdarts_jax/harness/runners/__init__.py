@@ -26,6 +26,7 @@ FORMATS = ('tflite', 'onnx', 'jax')
 # Settings that tell nothing about a measurement, but something about its owner.
 _WHERE = (
   'adb',
+  'binary',
   'config',
   'directory',
   'host',

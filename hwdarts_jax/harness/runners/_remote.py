@@ -169,14 +169,16 @@ class RemoteRunner(Runner):
     command = self.command(model, file, protocol)
     done = self._execute(command, protocol.timeout_s)
     self._check(model, done, protocol)
+    # Tools cite the path of the model, and with it perhaps an account.
+    log = done.output.replace(f'{self.folder}/', '')
     try:
-      reading = self.read(model, done.output)
+      reading = self.read(model, log)
     except parsers.LogError as e:
       raise ModelError(f'{model.name}: {e}') from e
     if done.code != 0:
       raise ModelError(
         f'{model.name}: the tool printed a time and then failed with status '
-        f'{done.code}: {parsers.tail(done.output)}.'
+        f'{done.code}: {parsers.tail(log)}.'
       )
     return dataclasses.replace(reading, remarks=(*remarks, *reading.remarks))
 
@@ -329,7 +331,10 @@ class RemoteRunner(Runner):
     )
 
   def _check(self, model: Model, done: Outcome, protocol: Protocol) -> None:
-    """Raises the error that a status stands for, if it does."""
+    """Raises the error that a status stands for, if it does.
+
+    A table's notes cite a ModelError, so that it does not say where this is.
+    """
     name = self.link.name
     if done.code == _TAKEN:
       raise DeviceError(
@@ -341,12 +346,12 @@ class RemoteRunner(Runner):
     late = done.seconds >= 0.9 * protocol.timeout_s
     if done.code in _TIMED_OUT and late:
       raise ModelError(
-        f'{model.name} ran into the limit of {protocol.timeout_s:g} s on '
-        f'{name} and was ended there.'
+        f'{model.name} ran into the limit of {protocol.timeout_s:g} s and was '
+        'ended on the device.'
       )
     if done.code == 137:
       raise ModelError(
-        f'{model.name} was killed on {name}; its memory may be too small.'
+        f'{model.name} was killed on the device; its memory may be too small.'
       )
     if done.code in (126, 127):
       raise DeviceError(

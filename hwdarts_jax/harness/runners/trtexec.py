@@ -141,8 +141,7 @@ class TrtexecRunner(RemoteRunner):
     unknown = re.search(r'Unknown option: (\S+)', log)
     if unknown:
       raise ModelError(
-        f'trtexec on {self.link.name} does not know {unknown[1]}; check '
-        'flags=....'
+        f'This trtexec does not know {unknown[1]}; check flags=....'
       )
     timing = parsers.trtexec(log)
     return Reading(timing.value_ms, timing.repeats or 1)
