@@ -160,8 +160,11 @@ def adb_server(home):
 
 
 @contextlib.contextmanager
-def ssh_server(folder):
-  """A real sshd with its own keys; yields the path of an ssh configuration."""
+def ssh_server(folder, greeting=''):
+  """A real sshd with its own keys; yields the path of an ssh configuration.
+
+  Every command prints the greeting first, as by a line in `.bashrc`.
+  """
   folder = pathlib.Path(folder)
   for name in ('host_key', 'user_key', 'stranger_key'):
     subprocess.run(
@@ -175,6 +178,11 @@ def ssh_server(folder):
     f'AuthorizedKeysFile {folder}/authorized\nPasswordAuthentication no\n'
     'KbdInteractiveAuthentication no\nUsePAM no\nStrictModes no\n'
     f'PermitRootLogin prohibit-password\nPidFile {folder}/pid\n'
+    + (
+      f'ForceCommand echo {greeting}; eval "$SSH_ORIGINAL_COMMAND"\n'
+      if greeting
+      else ''
+    )
   )
   known = (folder / 'host_key.pub').read_text()
   (folder / 'known_hosts').write_text(f'[127.0.0.1]:{port} {known}')

@@ -63,6 +63,20 @@ def test_files_arrive_to_the_byte(config, tool, tmp_path):
     assert placed.read_bytes() == data
 
 
+def test_a_shell_that_greets_is_no_harm(tool, tmp_path):
+  """A `.bashrc` may print; what is pushed, or found, is known by output."""
+  peers.skip_without('sshd', 'ssh', 'ssh-keygen')
+  with peers.ssh_server(tmp_path, greeting='Welcome to the board') as config:
+    for program in (f'upload={tool}', f'binary={tool}'):
+      with _make(config, tmp_path, f'{_SETTINGS},{program}') as runner:
+        assert 'Welcome' not in str(runner.prepare())
+        assert runner.link.run('printf "a\\nb"').output == 'a\nb'
+        assert not runner.link.run('true').output
+        model = peers.model(tmp_path, peers.takes(1234.5))
+        ms = runner.measure(model, peers.QUICK).ms
+        assert ms == pytest.approx(1.2345)
+
+
 def test_a_host_that_is_not_there(config, tmp_path):
   with (
     runners.make('ssh:host=no.such.host.invalid') as runner,

@@ -3,7 +3,8 @@
 A link tells its own failures from those of the script. Neither `adb` nor `ssh`
 does: both exit with statuses that the script may have too. So the script's
 status comes back as a line of its output, and a reply without that line means
-that the link broke.
+that the link broke. A line before the output tells it from what the start files
+of an account's shell print.
 """
 
 from __future__ import annotations
@@ -93,12 +94,17 @@ class Link(abc.ABC):
       DeviceError: the link broke, or the device does not answer.
     """
     mark = f'hwdarts-{secrets.token_hex(4)}'
-    # The newline before the mark serves outputs that end without one.
-    wrapped = f'(\n{script}\n) </dev/null 2>&1\nprintf "\\n{mark}:%d\\n" $?'
+    # The newlines before the marks serve outputs that end without one.
+    wrapped = (
+      f'printf "\\n{mark}\\n"\n(\n{script}\n) </dev/null 2>&1\n'
+      f'printf "\\n{mark}:%d\\n" $?'
+    )
     start = time.monotonic()
     done = self.call(self._argv(wrapped), timeout_s + self.grace_s)
     seconds = time.monotonic() - start
     text = done.stdout.decode(errors='replace').replace('\r\n', '\n')
+    before, begun, after = text.partition(f'\n{mark}\n')
+    text = after if begun else before
     output, found, status = text.rpartition(f'\n{mark}:')
     if not found:
       raise self._broken(text + done.stderr.decode(errors='replace'))

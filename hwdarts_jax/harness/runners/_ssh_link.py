@@ -117,7 +117,8 @@ class SshLink(Link):
       done = self.call(
         self._argv(script), QUICK_S + size / 1e6, stdin=f.fileno()
       )
-    if done.stdout.decode(errors='replace').strip() == 'pushed':
+    # The account's shell may have printed something before.
+    if done.stdout.split()[-1:] == [b'pushed']:
       return
     text = done.stderr.decode(errors='replace') or f'status {done.returncode}'
     check_space(self.name, text)
