@@ -96,6 +96,22 @@ def test_a_stick_is_measured_in_float16(tmp_path):
   assert not list((tmp_path / 'host').iterdir())
 
 
+@pytest.mark.parametrize('target', ['MYRIAD', 'MYRIAD.1.2-ma2480', 'CPU'])
+def test_the_dtypes_are_those_that_readings_are_taken_of(tmp_path, target):
+  log = peers.LOGS / 'benchmark_app_2021.log'
+  app = _app(tmp_path, devices=(target,))
+  with _runner(tmp_path, f'target={target},binary={app}') as runner:
+    known = runner.dtypes
+    runner.prepare()
+    for dtype in runners.DTYPES:
+      model = _model(tmp_path, f'cat {log}', dtype=dtype)
+      if dtype in known:
+        assert runner.measure(model, peers.QUICK).ms > 0
+      else:
+        with pytest.raises(DeviceError, match=f'does not measure {dtype}'):
+          runner.measure(model, peers.QUICK)
+
+
 def test_a_stick_is_measured_by_ssh(tmp_path):
   peers.skip_without('sshd', 'ssh', 'ssh-keygen')
   log = peers.LOGS / 'benchmark_app_2021.log'

@@ -71,6 +71,7 @@ def test_an_engine_is_built_once_and_timings_are_shared(tool, tmp_path):
 )
 def test_the_precision_is_the_dtype(tool, tmp_path, dtype, flags):
   with _runner(tmp_path, tool) as runner:
+    assert dtype in runner.dtypes
     runner.prepare()
     runner.measure(_model(tmp_path, f'cat {_LOG}', dtype=dtype), peers.QUICK)
   (call,) = _calls(tmp_path)
@@ -79,6 +80,7 @@ def test_the_precision_is_the_dtype(tool, tmp_path, dtype, flags):
 
 def test_a_dtype_without_a_flag_ends_the_run(tool, tmp_path):
   with _runner(tmp_path, tool) as runner:
+    assert 'bfloat16' not in runner.dtypes  # as is known before it starts
     runner.prepare()
     with pytest.raises(DeviceError, match='does not measure bfloat16'):
       runner.measure(_model(tmp_path, '', dtype='bfloat16'), peers.QUICK)

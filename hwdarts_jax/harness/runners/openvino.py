@@ -100,6 +100,12 @@ class OpenvinoRunner(RemoteRunner):
     self._program = ''
     self._help = ''
     self._on_stick = settings.target.startswith('MYRIAD')
+    self._precisions = _STICK_PRECISIONS if self._on_stick else _PRECISIONS
+
+  @property
+  def dtypes(self) -> tuple[str, ...]:
+    """See `Runner.dtypes`."""
+    return tuple(self._precisions)
 
   def prepare(self) -> Description:
     """See `Runner.prepare`."""
@@ -131,9 +137,7 @@ class OpenvinoRunner(RemoteRunner):
 
   def command(self, model: Model, file: str, protocol: Protocol) -> str:
     """See `RemoteRunner.command`."""
-    precision = self.pick(
-      _STICK_PRECISIONS if self._on_stick else _PRECISIONS, model
-    )
+    precision = self.pick(self._precisions, model)
     # With both limits the tool goes on until both are reached.
     seconds = max(1, math.ceil(protocol.min_ms / 1e3))
     flags = ['-m', file, '-d', self._settings.target, '-api', 'sync']

@@ -74,6 +74,11 @@ class TrtexecRunner(RemoteRunner):
     self._help = ''
     self._built: set[str] = set()
 
+  @property
+  def dtypes(self) -> tuple[str, ...]:
+    """See `Runner.dtypes`."""
+    return tuple(_PRECISIONS)
+
   def prepare(self) -> Description:
     """See `Runner.prepare`."""
     self.open()
