@@ -134,8 +134,11 @@ def latencies(device: str) -> np.ndarray:
 
 def devices() -> tuple[str, ...]:
   """Names of the devices with a shipped series, sorted."""
-  names = table_lib.available(SPACE)
-  return tuple(n.removesuffix(f'.{SPACE}') for n in names)
+  return tuple(
+    name.removesuffix(f'.{SPACE}')
+    for name in table_lib.available(SPACE)
+    if table_lib.load(name).series is not None
+  )
 
 
 def best(

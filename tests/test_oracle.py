@@ -168,6 +168,7 @@ def test_unknown_names_are_refused():
   with pytest.raises(ValueError, match="'pixel_4.nasbench201'.*pixel4_cpu"):
     oracle.latency(NOTHING, 'pixel_4')
   assert 'pixel4_cpu' in oracle.devices()
+  assert 'host_cpu' not in oracle.devices()  # a sample is no series
 
 
 @pytest.mark.parametrize('cell', [-1, oracle.NUM_CELLS, 1.0, True])
