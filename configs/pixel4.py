@@ -2,7 +2,7 @@
 
 python -m hwdarts_jax.main --config=configs/pixel4.py
 
-Expected, seeds 0 to 9 on 2 cores, 80 to 90 s each: cells of 8.4 ± 5.5 ms
+Expected, seeds 0 to 9 on 2 cores, 70 s each: cells of 8.4 ± 5.5 ms
 predicted and 90.9 ± 2.9 % on CIFAR-10 after full training, where random cells
 of equal predicted latency have 89.4 %. See benchmarks/RESULTS.md.
 """
