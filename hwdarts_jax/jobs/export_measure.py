@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 import dataclasses
 import datetime
 import hashlib
@@ -19,6 +19,7 @@ from hwdarts_jax.runtime import workdir as workdir_lib
 from hwdarts_jax.runtime.workdir import UserError
 
 if TYPE_CHECKING:
+  from hwdarts_jax.harness.runners import Runner
   from hwdarts_jax.jobs.export import Task
 
 # What a runner is given, by its format; runtimes of ONNX convert by themselves.
@@ -49,16 +50,7 @@ def measure(task: Task, path: epath.Path, record: dict[str, Any]) -> None:
       tempfile.TemporaryDirectory(prefix='hwdarts_jax-') as folder,
     ):
       device = runner.prepare()
-      models = dict(
-        _models(
-          task,
-          path,
-          record,
-          runner.model_format,
-          runner.dtypes,
-          pathlib.Path(folder),
-        )
-      )
+      models = dict(_models(task, path, record, runner, pathlib.Path(folder)))
       for key in tqdm.tqdm(
         [*models] * rounds, desc='measure', unit='reading', dynamic_ncols=True
       ):
@@ -79,11 +71,7 @@ def measure(task: Task, path: epath.Path, record: dict[str, Any]) -> None:
   remarks += [
     r for found in readings.values() for x in found for r in x.remarks
   ]
-  networks: dict[str, dict[str, Any]] = {}
-  for (network, dtype), found in readings.items():
-    networks.setdefault(network, {})[dtype] = _summary(found)
-  for (network, dtype), why in failed.items():
-    networks.setdefault(network, {})[dtype] = {'ms': None, 'failed': why}
+  networks = _networks(readings, failed)
   if readings:
     record['measured'][text] = {
       'device': {k: v for k, v in vars(device).items() if k != 'remarks'},
@@ -100,6 +88,19 @@ def measure(task: Task, path: epath.Path, record: dict[str, Any]) -> None:
     )
 
 
+def _networks(
+  readings: Mapping[tuple[str, str], list[Any]],
+  failed: Mapping[tuple[str, str], str],
+) -> dict[str, dict[str, Any]]:
+  """What was found, by network and dtype."""
+  networks: dict[str, dict[str, Any]] = {}
+  for (network, dtype), found in readings.items():
+    networks.setdefault(network, {})[dtype] = _summary(found)
+  for (network, dtype), why in failed.items():
+    networks.setdefault(network, {})[dtype] = {'ms': None, 'failed': why}
+  return networks
+
+
 def is_done(record: Mapping[str, Any], runner: str) -> bool:
   """Whether a runner has measured all networks."""
   networks = record['measured'].get(runner, {}).get('networks', {})
@@ -113,8 +114,7 @@ def _models(
   task: Task,
   path: epath.Path,
   record: dict[str, Any],
-  model_format: str,
-  dtypes: Sequence[str],
+  runner: Runner,
   folder: pathlib.Path,
 ) -> Iterator[tuple[tuple[str, str], Any]]:
   """Yields ((network, dtype), model) of all that is timed, in local files.
@@ -124,9 +124,10 @@ def _models(
   """
   from hwdarts_jax.harness import convert, runners
 
+  model_format = runner.model_format
   for network, spec in task.specs().items():
     variables = task.variables if network == 'trained' else None
-    for dtype in [d for d in _TIMED[model_format] if d in dtypes]:
+    for dtype in [d for d in _TIMED[model_format] if d in runner.dtypes]:
       in_file = 'float32' if model_format == 'onnx' else dtype
       name = FILES.get((model_format, in_file))
       if network == 'trained' and name:

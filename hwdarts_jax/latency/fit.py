@@ -10,7 +10,7 @@ others all of them are linear in ops and in adjacent pairs of ops.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import optimize
 
-from hwdarts_jax.latency import gaussian, kernels, liveness, sampling
+from hwdarts_jax.latency import gaussian, kernels, liveness, sums
 from hwdarts_jax.latency.corner import corners, is_enumerable
 from hwdarts_jax.latency.cost import CostTable
 from hwdarts_jax.latency.gaussian import Tails
@@ -30,7 +30,6 @@ MIN_NETWORKS = 20
 MIN_WITH_PRIOR = 5  # where they only correct a table of op entries
 _MAX_ROWS = 2000  # more teach no more; the rest is left out
 _CHUNK = 2000  # architectures predicted at a time
-_DRAWN = 256  # architectures that sums of edges are counted in
 # From the mean of all rows to the most frequent value; see `gaussian.Tails`.
 _TAILS = (Tails(),) * 2 + (Tails(width=0.1),) + (Tails(width=0.06),) * 2
 _MAX_CHOICE_ROWS = 300  # of the choice of semantics
@@ -106,31 +105,11 @@ def from_table(spec: NetworkSpec, table: CostTable, rows: int = 0) -> Fit:
     'held_out': None,
   }
   if is_enumerable(spec):
-    ms = sum_costs(spec, table, corners(spec), 'eager')
+    ms = sums.sum_costs(spec, table, corners(spec), 'eager')
     return Fit({'params': {'corners_ms': jnp.asarray(ms, jnp.float32)}}, card)
   weights = Weights(spec)
-  weights.add_table(_with_fixed_sums(spec, table), 'eager')
+  weights.add_table(sums.with_fixed(spec, table), 'eager')
   return Fit(weights.variables(), card)
-
-
-def calibrate(
-  spec: NetworkSpec,
-  table: CostTable,
-  one_hot: Mapping[str, np.ndarray],
-  latency_ms: np.ndarray,
-  counted: str = 'eager',
-) -> CostTable:
-  """Scales a table by the median of measured over summed latency.
-
-  Args:
-    spec: the space.
-    table: costs of ops.
-    one_hot: whole networks: for each group f[N, E, O].
-    latency_ms: what they were measured at, f[N].
-    counted: which ops are summed; see `liveness.paid_ops`.
-  """
-  sums = sum_costs(spec, table, one_hot, counted)
-  return table.scaled(float(np.median(latency_ms / sums)))
 
 
 def fit(
@@ -201,12 +180,12 @@ def _fit_corner(spec, one_hot, ms, prior, seed) -> tuple[_Corner, float]:
   if prior is None or not is_enumerable(spec):
     counted = semantics = _choose_semantics(spec, one_hot, ms, prior, rng)
   else:  # a few networks tell by the sums
-    counted = counted_ops(spec, one_hot, ms, prior)
+    counted = sums.counted_ops(spec, one_hot, ms, prior)
     semantics = 'compiled' if counted == liveness.MERGED else counted
   if prior is not None:
     if not is_enumerable(spec):
-      prior = _with_fixed_sums(spec, prior)
-    prior = calibrate(spec, prior, one_hot, ms, counted)
+      prior = sums.with_fixed(spec, prior)
+    prior = sums.calibrate(spec, prior, one_hot, ms, counted)
   found = kernels.make(spec, one_hot, semantics)
   base = _base(spec, one_hot, counted, prior)
   regression = gaussian.Regression(found, ms, base, rng)
@@ -246,54 +225,11 @@ def _choose_semantics(spec, one_hot, ms, prior, rng) -> str:
     found = kernels.make(spec, one_hot, name, alone=True)
     base = None
     if prior is not None:
-      scaled = calibrate(spec, prior, one_hot, ms, name)
+      scaled = sums.calibrate(spec, prior, one_hot, ms, name)
       base = _base(spec, one_hot, name, scaled)
     regression = gaussian.Regression(found, ms, base, rng).refine(Tails())
     errors[name] = np.abs(regression.left_out_ms / ms - 1)
-  return _fewest(errors)
-
-
-def counted_ops(
-  spec: NetworkSpec,
-  one_hot: Mapping[str, np.ndarray],
-  latency_ms: np.ndarray,
-  table: CostTable,
-  semantics: Sequence[str] = liveness.SEMANTICS,
-) -> str:
-  """Which ops of architectures to add up, so that a table tells their latency.
-
-  Args:
-    spec: the space.
-    one_hot: measured networks: for each group f[N, E, O].
-    latency_ms: what they were measured at, f[N].
-    table: costs of ops.
-    semantics: those of `liveness.SEMANTICS` that may be; `liveness.MERGED` may
-      be where 'compiled' may.
-
-  Returns:
-    Of those whose sums, calibrated, are least off, up to a standard error, the
-    one that counts fewest: a few networks may lack what tells two apart.
-  """
-  tried = [*semantics, *([liveness.MERGED] if 'compiled' in semantics else ())]
-  errors = {}
-  for name in tried:
-    scaled = calibrate(spec, table, one_hot, latency_ms, name)
-    sums = sum_costs(spec, scaled, one_hot, name)
-    errors[name] = np.abs(sums / latency_ms - 1)
-  return _fewest(errors)
-
-
-def _fewest(errors: dict[str, np.ndarray]) -> str:
-  """The last name whose errors f[N] are not more than the least ones.
-
-  Unless they are by over a standard error.
-  """
-  best = min(errors.values(), key=lambda e: float(e.mean()))
-  for name in reversed(errors):
-    worse = errors[name] - best
-    if worse.mean() <= worse.std() / np.sqrt(len(worse)):
-      return name
-  raise AssertionError('the best choice is within its own error')
+  return sums.fewest(errors)
 
 
 def _floor_ms(spec, one_hot, ms, prior) -> float:
@@ -349,53 +285,11 @@ def _variables(corner: _Corner) -> dict[str, Any]:
   return weights.variables(corner.factor)
 
 
-def _with_fixed_sums(spec: NetworkSpec, table: CostTable) -> CostTable:
-  """Counts sums of edges as often as they are in a random architecture.
-
-  Linear models cannot count them. Without zero ops their number never differs.
-  """
-  if not table.per_sum:
-    return table
-  gates = {
-    name: np.full(group.shape, 1 / group.shape[1])
-    for name, group in spec.groups().items()
-  }
-  drawn = sampling.draw(spec, gates, _DRAWN, np.random.default_rng(0))
-  counts = liveness.sums(spec, drawn)
-  extra = sum(ms * counts[name].mean() for name, ms in table.per_sum.items())
-  return CostTable(table.per_op, table.fixed + float(extra), table.unit)
-
-
 def _base(spec, one_hot, semantics, prior) -> np.ndarray | None:
   """What a table says of architectures, f[N] ms."""
   if prior is None:
     return None
-  return sum_costs(spec, prior, one_hot, semantics)
-
-
-def sum_costs(
-  spec: NetworkSpec,
-  table: CostTable,
-  one_hot: Mapping[str, np.ndarray],
-  counted: str,
-) -> np.ndarray:
-  """Returns costs f[N] of the ops that count, and of adding up edges.
-
-  Args:
-    spec: the space.
-    table: costs of ops.
-    one_hot: for each group f[N, E, O].
-    counted: which ops are summed; see `liveness.paid_ops`.
-  """
-  paid = liveness.paid_ops(spec, one_hot, counted)
-  total = table.fixed + sum(
-    np.einsum('neo,eo->n', paid[name], costs)
-    for name, costs in table.per_op.items()
-  )
-  if table.per_sum:
-    counts = liveness.sums(spec, one_hot)
-    total += sum(ms * counts[name] for name, ms in table.per_sum.items())
-  return total
+  return sums.sum_costs(spec, prior, one_hot, semantics)
 
 
 def _ratio(table: CostTable | None, scaled: CostTable | None) -> float | None:

@@ -27,16 +27,14 @@ import jax.numpy as jnp
 from hwdarts_jax.latency import expectation, kernels, linear, pairs
 from hwdarts_jax.latency.corner import adjacent_edges, corners, is_enumerable
 from hwdarts_jax.latency.fit import (
-  calibrate,
-  counted_ops,
   Fit,
   fit,
   from_table,
   MIN_NETWORKS,
   MIN_WITH_PRIOR,
-  sum_costs,
 )
 from hwdarts_jax.latency.judge import quality
+from hwdarts_jax.latency.sums import calibrate, counted_ops, sum_costs
 from hwdarts_jax.spaces.spec import NetworkSpec
 
 __all__ = (
