@@ -106,7 +106,7 @@ def test_what_was_measured_can_be_searched_with(
     (('--runner=',), ('--runner is missing',)),
     (('--out=table.txt',), ('--out', '.json')),
     (('--dtype=float64',), ('dtype', 'float64', 'float32')),
-    (('--dtype=int8',), ('cannot be converted', 'float16')),
+    (('--dtype=int8',), ('--dtype', 'int8', 'float16')),
     (('--networks=-1',), ('networks', '-1')),
     (('--networks=50',), ('only 49 different networks',)),
     (('--batch=0',), ('batch',)),
