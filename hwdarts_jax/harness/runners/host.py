@@ -21,13 +21,11 @@ import pathlib
 import platform
 import re
 import statistics
-import tempfile
 import time
 from typing import Any
 
 import numpy as np
 
-from hwdarts_jax.harness import convert
 from hwdarts_jax.harness.runners import (
   Description,
   DeviceError,
@@ -37,6 +35,7 @@ from hwdarts_jax.harness.runners import (
   Reading,
   Runner,
 )
+from hwdarts_jax.harness.runners._empty_model import call_ms
 
 # Runs are timed in batches of about this long, so that reading the clock, which
 # takes a microsecond, is no part of what is measured.
@@ -102,7 +101,8 @@ class HostRunner(Runner):
         "pip install 'hwdarts_jax[tflite]'."
       ) from e
     self._interpreter = module.Interpreter
-    self._call_ms = self._measure_call()
+    self._call_ms = 0.0  # while that is measured
+    self._call_ms = call_ms(self.measure)
     one = self._settings.threads == 1
     clock = 'median of CPU time' if one else 'minimum of wall time'
     return Description(
@@ -150,18 +150,6 @@ class HostRunner(Runner):
   def finish(self) -> tuple[str, ...]:
     """See `Runner.finish`."""
     return _busy('at the end', self._settings.threads)
-
-  def _measure_call(self) -> float:
-    """Milliseconds of a model that computes next to nothing."""
-    self._call_ms = 0.0
-    shape = (1, 1, 1, 1)
-    made = convert.convert(lambda x: x + 1, shape[1:], convert.Target())
-    with tempfile.TemporaryDirectory() as folder:
-      path = pathlib.Path(folder) / 'empty.tflite'
-      path.write_bytes(made.data)
-      model = Model('empty', path, 'float32', 1, shape)
-      readings = [self.measure(model, Protocol()) for _ in range(3)]
-    return statistics.median(r.ms for r in readings)
 
   def _time(self, invoke: Any, protocol: Protocol, model: Model) -> Reading:
     one = self._settings.threads == 1

@@ -17,11 +17,9 @@ import json
 import pathlib
 import re
 import shlex
-import statistics
-import tempfile
 from typing import Any, ClassVar
 
-from hwdarts_jax.harness import convert, parsers
+from hwdarts_jax.harness import parsers
 from hwdarts_jax.harness.runners import (
   Description,
   DeviceError,
@@ -36,6 +34,7 @@ from hwdarts_jax.harness.runners._benchmark_model import (
   cores,
   ToolSettings,
 )
+from hwdarts_jax.harness.runners._empty_model import call_ms
 from hwdarts_jax.harness.runners._link import Link
 from hwdarts_jax.harness.runners._remote import RemoteRunner
 from hwdarts_jax.harness.runners._ssh_link import SshSettings
@@ -141,18 +140,12 @@ class LitertRunner(RemoteRunner):
   def _measure_call(self) -> float:
     """Milliseconds of a model that computes next to nothing."""
     self._call_ms = 0.0
-    shape = (1, 1, 1, 1)
-    made = convert.convert(lambda x: x + 1, shape[1:], convert.Target())
-    with tempfile.TemporaryDirectory() as folder:
-      path = pathlib.Path(folder) / 'hwdarts_empty.tflite'
-      path.write_bytes(made.data)
-      model = Model('an empty model', path, 'float32', 1, shape)
-      try:
-        readings = [self.measure(model, Protocol()) for _ in range(3)]
-      except ModelError as e:
-        raise DeviceError(f'{self.link.name} measures nothing: {e}') from e
+    try:
+      found = call_ms(self.measure)
+    except ModelError as e:
+      raise DeviceError(f'{self.link.name} measures nothing: {e}') from e
     self._readings = 0  # the first one of a table looks at the heat again
-    return statistics.median(r.ms for r in readings)
+    return found
 
 
 def _result(log: str) -> dict[str, Any] | None:
