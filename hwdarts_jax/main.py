@@ -13,7 +13,7 @@ import os
 import pathlib
 import pkgutil
 
-from absl import app, flags, logging
+from absl import flags, logging
 import jax
 from ml_collections import config_flags
 
@@ -94,14 +94,5 @@ def main(argv: list[str]) -> None:
   job.run(config, workdir)
 
 
-def _run(argv: list[str]) -> None:
-  try:
-    main(argv)
-  except (ValueError, OSError) as e:
-    if logging.get_verbosity() >= logging.DEBUG:  # --verbosity=1: the traceback
-      raise
-    command.fail(e)
-
-
 if __name__ == '__main__':
-  app.run(_run, flags_parser=command.parse_flags)
+  command.run(main)

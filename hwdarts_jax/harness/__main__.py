@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import pathlib
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
 from hwdarts_jax.harness import check, plan, runners, session
@@ -151,14 +151,5 @@ def _expectation(request: session.Request) -> str:
   )
 
 
-def _run(argv: list[str]) -> None:
-  try:
-    main(argv)
-  except (ValueError, OSError) as e:
-    if logging.get_verbosity() >= logging.DEBUG:  # --verbosity=1: the traceback
-      raise
-    command.fail(e)
-
-
 if __name__ == '__main__':
-  app.run(_run, flags_parser=command.parse_flags)
+  command.run(main)

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import pathlib
 import re
 import sys
 from typing import NoReturn
 
-from absl import flags, logging
+from absl import app, flags, logging
+
+
+def run(main: Callable[[list[str]], None]) -> NoReturn:
+  """Runs a program; errors that a user can mend end it by `fail`."""
+
+  def guarded(argv: list[str]) -> None:
+    try:
+      main(argv)
+    except (ValueError, OSError) as e:
+      if logging.get_verbosity() >= logging.DEBUG:  # --verbosity=1
+        raise
+      fail(e)
+
+  app.run(guarded, flags_parser=parse_flags)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
