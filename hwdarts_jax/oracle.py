@@ -134,11 +134,7 @@ def latencies(device: str) -> np.ndarray:
 
 def devices() -> tuple[str, ...]:
   """Names of the devices with a shipped series, sorted."""
-  return tuple(
-    name.removesuffix(f'.{SPACE}')
-    for name in table_lib.available(SPACE)
-    if table_lib.load(name).series is not None
-  )
+  return tuple(table_lib.with_series(SPACE))
 
 
 def best(

@@ -204,13 +204,9 @@ def _load_prior(
   config: ml_collections.ConfigDict, table: table_lib.LatencyTable | None
 ) -> dict[str, table_lib.LatencyTable]:
   """The tables of other devices that the config asks for, by device."""
-  suffix = f'.{config.space}'
-  tables = {
-    name.removesuffix(suffix): table_lib.load(name)
-    for name in table_lib.available(config.space)
-  }
   # A sample of a space, beside op entries, says too little of other devices.
-  known = [name for name, found in tables.items() if found.series is not None]
+  tables = table_lib.with_series(config.space)
+  known = list(tables)
   named = {f: _names(config[f]) for f in ('prior_devices', 'exclude_devices')}
   for field, names in named.items():
     for name in names:

@@ -20,10 +20,9 @@ import numpy as np
 
 from hwdarts_jax.latency.table import LatencyTable
 from hwdarts_jax.models import ops
-from hwdarts_jax.spaces.spec import NetworkSpec, Site
+from hwdarts_jax.spaces.spec import NetworkSpec, Shape, Site
 
 ValueFn = Callable[[Site, str], float]
-Shape = tuple[int, int, int]
 SUM = 'sum'  # of two edges, at a node of a cell; its key in latency tables
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -63,7 +63,6 @@ def counted_ops(
   one_hot: Mapping[str, np.ndarray],
   latency_ms: np.ndarray,
   table: CostTable,
-  semantics: Sequence[str] = liveness.SEMANTICS,
 ) -> str:
   """Which ops of architectures to add up, so that a table tells their latency.
 
@@ -72,16 +71,14 @@ def counted_ops(
     one_hot: measured networks: for each group f[N, E, O].
     latency_ms: what they were measured at, f[N].
     table: costs of ops.
-    semantics: those of `liveness.SEMANTICS` that may be; `liveness.MERGED` may
-      be where 'compiled' may.
 
   Returns:
-    Of those whose sums, calibrated, are least off, up to a standard error, the
-    one that counts fewest: a few networks may lack what tells two apart.
+    One of `liveness.SEMANTICS` or `liveness.MERGED`: of those whose sums,
+    calibrated, are least off, up to a standard error, the one that counts
+    fewest, as a few networks may lack what tells two apart.
   """
-  tried = [*semantics, *([liveness.MERGED] if 'compiled' in semantics else ())]
   errors = {}
-  for name in tried:
+  for name in (*liveness.SEMANTICS, liveness.MERGED):
     scaled = calibrate(spec, table, one_hot, latency_ms, name)
     total = sum_costs(spec, scaled, one_hot, name)
     errors[name] = np.abs(total / latency_ms - 1)

@@ -62,6 +62,7 @@ __all__ = (
   'SCHEMA',
   'Series',
   'validate',
+  'with_series',
 )
 
 
@@ -301,6 +302,16 @@ def load(name_or_path: str | epath.PathLike) -> LatencyTable:
     return LatencyTable.from_dict(table_json.parse(table_files.read(path)))
   except ValueError as e:
     raise ValueError(f'latency table {path}: {e}') from e
+
+
+def with_series(space: str) -> dict[str, LatencyTable]:
+  """The shipped tables that have a series over a space, by device."""
+  tables = {name: load(name) for name in table_files.available(space)}
+  return {
+    name.removesuffix(f'.{space}'): table
+    for name, table in tables.items()
+    if table.series is not None
+  }
 
 
 def save(table: LatencyTable, path: epath.PathLike) -> None:
