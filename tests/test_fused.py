@@ -190,6 +190,52 @@ def test_one_pass_over_two_batches_gives_each_level_its_own_gradient(name):
   _assert_same(want, (of_params, of_alphas, logits, stats), case)
 
 
+@every_space
+@pytest.mark.parametrize('evaluation', ['plain', 'fused'])
+def test_members_of_one_pass_are_as_if_each_were_alone(name, evaluation):
+  """Values, statistics, and gradients of gates; members have other gates."""
+  case = _case(name)
+  net = getattr(case, evaluation)
+  variables = case.variables if evaluation == 'plain' else case.stacked
+  uneven = jax.tree.map(jax.nn.softmax, case.alphas)
+  gates = jax.tree.map(
+    lambda g: jnp.stack([g, jnp.full_like(g, 1 / g.shape[-1])]), uneven
+  )
+
+  def loss(gates):
+    logits, stats = fused.apply_members(
+      net, variables, jnp.stack(case.images), gates
+    )
+    return sum(map(_cross_entropy, logits)), (logits, stats)
+
+  of_gates, (logits, stats) = _compile(jax.grad(loss, has_aux=True))(gates)
+  alone = _compile(functools.partial(_alone, case))
+  wants = [
+    alone(image, jax.tree.map(lambda g, i=i: g[i], gates))
+    for i, image in enumerate(case.images)
+  ]
+  for i, (want_gates, want_logits, _) in enumerate(wants):
+    assert _far(want_logits, logits[i]) < 1e-5
+    assert _far(want_gates, jax.tree.map(lambda g, i=i: g[i], of_gates)) < 1e-5
+  if evaluation == 'fused':
+    stats = case.unstacked(stats)
+  mean = jax.tree.map(lambda a, b: (a + b) / 2, *(want[2] for want in wants))
+  assert _far(mean, stats) < 1e-5
+
+
+def _alone(case, image, gates):
+  """Gradient of the gates, logits and statistics of the plain network."""
+
+  def loss(gates):
+    logits, updates = case.plain.apply(
+      case.variables, image, gates, train=True, mutable=['batch_stats']
+    )
+    return _cross_entropy(logits), (logits, updates['batch_stats'])
+
+  grads, (logits, stats) = jax.grad(loss, has_aux=True)(gates)
+  return grads, logits, stats
+
+
 @pytest.mark.parametrize('setting', ['scan', 'remat'])
 def test_a_loop_over_cells_or_less_memory_changes_no_gradient(
   setting, monkeypatch

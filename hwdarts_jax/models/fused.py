@@ -129,6 +129,24 @@ class FusedNetwork:
     first, second = fans.split_pair(logits, groups)
     return first, second, stats
 
+  def apply_members(
+    self, variables: Mapping[str, Any], x: jax.Array, gates: network_lib.Gates
+  ) -> tuple[jax.Array, Tree]:
+    """See the function of this name."""
+    groups = len(x) * self.context.bn_groups
+    context = dataclasses.replace(self.context, bn_groups=groups)
+    of_groups = {
+      name: jnp.repeat(g, self.context.bn_groups, axis=0)
+      for name, g in gates.items()
+    }
+    logits, stats = dataclasses.replace(self, context=context)._evaluate(
+      variables,
+      x.reshape(-1, *x.shape[2:]),
+      of_groups,
+      fans.Mode(True, groups, False),
+    )
+    return logits.reshape(*x.shape[:2], -1), stats
+
   def _evaluate(self, variables, x, gates, mode):
     """Returns logits and new statistics; gates f32[1 or groups, E, O]."""
     spec = self.spec
@@ -287,6 +305,41 @@ def resolve(evaluation: str) -> str:
   if evaluation != 'auto':
     return evaluation
   return 'plain' if jax.default_backend() == 'cpu' else 'fused'
+
+
+def apply_members(
+  network: network_lib.Network | FusedNetwork,
+  variables: Mapping[str, Any],
+  x: jax.Array,
+  gates: network_lib.Gates,
+) -> tuple[jax.Array, Tree]:
+  """Evaluates a supernet once for each of M members, in training mode.
+
+  Members share the variables; each has its own images, gates and batch
+  statistics. The fused evaluation takes them all in one pass, as batch groups,
+  for little more than one member with as many images costs.
+
+  Args:
+    network: a supernet.
+    variables: 'params' and 'batch_stats'.
+    x: f[M, B, H, W, C], images.
+    gates: for each group f32[M, E, O].
+
+  Returns:
+    Logits f32[M, B, num_classes], and the running statistics updated by the
+    mean over members.
+  """
+  if isinstance(network, FusedNetwork):
+    return network.apply_members(variables, x, gates)
+
+  def one(x, gates):
+    logits, updates = network.apply(
+      variables, x, gates, train=True, mutable=['batch_stats']
+    )
+    return logits, updates.get('batch_stats', {})
+
+  logits, stats = jax.vmap(one)(x, gates)
+  return logits, jax.tree.map(lambda s: s.mean(0), stats)
 
 
 def to_plain(
