@@ -21,6 +21,7 @@ class Device(runners.Runner):
 
   Attributes:
     asked: names of the models, in order.
+    made_ready: names of the models that it was to make ready.
     breaks_after: readings until it vanishes.
     refuses: names of models that it cannot run.
     noise: (name, how often it was read) -> factor of the latency.
@@ -30,6 +31,7 @@ class Device(runners.Runner):
 
   def __init__(self):
     self.asked: list[str] = []
+    self.made_ready: list[str] = []
     self.breaks_after = 10**9
     self.refuses: set[str] = set()
     self.noise = lambda name, count: 1.0
@@ -47,6 +49,9 @@ class Device(runners.Runner):
       affinity=None,
       statistic='made up',
     )
+
+  def ready(self, models):
+    self.made_ready = [m.name for m in models]
 
   def measure(self, model, protocol):
     if len(self.asked) >= self.breaks_after:

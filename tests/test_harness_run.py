@@ -173,6 +173,21 @@ def test_a_device_that_vanishes_costs_no_reading(monkeypatch, out, after):
   assert not others - counts
 
 
+def test_only_models_with_readings_to_come_are_made_ready(device, out):
+  device.breaks_after = 60
+  with pytest.raises(DeviceError, match='vanished'):
+    session.run(fakes.request(out))
+  everything = set(device.made_ready)
+  counts = collections.Counter(device.asked)
+  assert everything >= set(counts)
+  device.breaks_after = 10**9
+  session.run(fakes.request(out))
+  left = {name for name in everything if counts[name] < 3}
+  # The sentinel is read more often than in its rounds.
+  assert left <= set(device.made_ready) < everything
+  assert len(set(device.made_ready) - left) <= 1
+
+
 def test_killed_while_it_writes_the_last_line_is_read_again(device, out):
   device.breaks_after = 30
   with pytest.raises(DeviceError):

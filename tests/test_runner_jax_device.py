@@ -70,6 +70,40 @@ def test_an_empty_model_costs_nothing(tmp_path):
     assert nothing < 0.05 * runner.measure(full, _PROTOCOL).ms
 
 
+def test_models_that_are_ready_are_not_compiled_again(tmp_path, monkeypatch):
+  with runners.make('jax_device:device=cpu,repeat=loop') as runner:
+    runner.prepare()
+    compiled = []
+    compile_one = runner._compile
+
+    def count(function, image):
+      compiled.append(image.shape)
+      return compile_one(function, image)
+
+    monkeypatch.setattr(runner, '_compile', count)
+    models = [_model(tmp_path, n, size=8) for n in (1, 2, 3)]
+    runner.ready(models)
+    assert len(compiled) == 3
+    assert all(runner.measure(m, _PROTOCOL).runs for m in models)
+    assert len(compiled) == 3
+
+
+def test_a_model_that_does_not_compile_is_named_when_it_is_measured(
+  tmp_path, monkeypatch
+):
+  with runners.make('jax_device:device=cpu') as runner:
+    runner.prepare()
+
+    def fail(function, image):
+      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 1 TB')
+
+    monkeypatch.setattr(runner, '_compile', fail)
+    model = _model(tmp_path, 2)
+    runner.ready([model])
+    with pytest.raises(runners.ModelError, match='2 products needs more mem'):
+      runner.measure(model, _PROTOCOL)
+
+
 def test_a_device_that_is_not_there_is_named():
   runner = runners.make('jax_device:device=cpu:99')
   with pytest.raises(runners.DeviceError, match=r"no device 'cpu:99'; it has"):

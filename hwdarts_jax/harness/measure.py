@@ -100,6 +100,7 @@ def run(
     UserError: the journal cannot be written.
   """
   session = _Session(runner, sentinel, journal, protocol, rounds)
+  runner.ready(session.unread(models))
   session.begin(models)
   for number in range(rounds.rounds + rounds.extra_rounds):
     left = models if number < rounds.rounds else session.disagreeing(models)
@@ -141,6 +142,11 @@ class _Session:
     self._count = 0
     for line in journal.readings:
       self._take(line)
+
+  def unread(self, models: Sequence[Model]) -> list[Model]:
+    """The models that lack a reading of some round."""
+    wanted = set(range(self._rounds.rounds))
+    return [m for m in models if wanted - set(self._ms.get(m.name, {}))]
 
   def begin(self, models: Sequence[Model]) -> None:
     """Starts the progress bar."""

@@ -14,6 +14,7 @@ rounds or tables.
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 import dataclasses
 import importlib
 import pathlib
@@ -144,8 +145,9 @@ class Description:
 class Runner(abc.ABC):
   """Times models on one device.
 
-  The core calls `prepare` once, `measure` many times from one thread, and
-  `close` at the end, whatever happened. A context manager does the last.
+  The core calls `prepare` and `ready` once, `measure` many times from one
+  thread, and `close` at the end, whatever happened. A context manager does the
+  last.
 
   Attributes:
     model_format: one of `FORMATS`: what `measure` is given.
@@ -180,6 +182,16 @@ class Runner(abc.ABC):
     Raises:
       DeviceError: the device cannot go on.
       ModelError: this model cannot be measured.
+    """
+
+  def ready(self, models: Sequence[Model]) -> None:  # noqa: B027
+    """Does beforehand what the first readings of models would wait for.
+
+    Called once, after `prepare`, with the models that have readings to come.
+    A model that cannot be made ready says so when it is measured.
+
+    Raises:
+      DeviceError: the device cannot go on.
     """
 
   def finish(self) -> tuple[str, ...]:

@@ -13,7 +13,8 @@ the repetition itself costs, and is subtracted.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -23,6 +24,7 @@ from typing import Any
 import jax
 from jax import export, lax
 import jax.numpy as jnp
+import tqdm
 
 from hwdarts_jax.harness.runners import (
   Description,
@@ -110,22 +112,41 @@ class JaxDeviceRunner(Runner):
       },
     )
 
+  def ready(self, models: Sequence[Model]) -> None:
+    """Compiles them side by side, which is most of what a table takes."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+      loads = [pool.submit(self._load, model) for model in models]
+      for load in tqdm.tqdm(
+        concurrent.futures.as_completed(loads),
+        total=len(loads),
+        desc='compile',
+        unit='model',
+        dynamic_ncols=True,
+      ):
+        # Named when it is measured, which tries again.
+        if not isinstance(load.exception(), jax.errors.JaxRuntimeError):
+          load.result()
+
   def measure(self, model: Model, protocol: Protocol) -> Reading:
     """See `Runner.measure`."""
     with self._faults(model.name):
-      key = str(model.path)
-      if key not in self._compiled:
-        exported = export.deserialize(bytearray(model.path.read_bytes()))
-        aval = exported.in_avals[0]
-        image = jax.random.normal(jax.random.key(0), aval.shape, aval.dtype)
-        image = jax.device_put(image, self._device)
-        self._compiled[key] = self._compile(exported.call, image), image
-      ms, runs = self._slope(*self._compiled[key], protocol)
+      ms, runs = self._slope(*self._load(model), protocol)
     return Reading(max(ms - self._empty_ms, 0.0), runs)
 
   def close(self) -> None:
     """See `Runner.close`."""
     self._compiled.clear()
+
+  def _load(self, model: Model) -> tuple[Callable[..., Any], jax.Array]:
+    """The compiled program of a model, and an image for it."""
+    key = str(model.path)
+    if key not in self._compiled:
+      exported = export.deserialize(bytearray(model.path.read_bytes()))
+      aval = exported.in_avals[0]
+      image = jax.random.normal(jax.random.key(0), aval.shape, aval.dtype)
+      image = jax.device_put(image, self._device)
+      self._compiled[key] = self._compile(exported.call, image), image
+    return self._compiled[key]
 
   @property
   def _loops(self) -> bool:
