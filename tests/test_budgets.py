@@ -1,0 +1,121 @@
+"""Expected costs are those of architectures, and those of exported files."""
+
+import functools
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import jax
+import numpy as np
+import pytest
+
+from hwdarts_jax.latency import budgets, corner, cost, liveness
+from hwdarts_jax.spaces import darts, discretize, nasbench201
+
+CELLS = nasbench201.make(
+  features=4, num_cells=1, image_size=8, image_channels=1
+)
+KEEPING = darts.make(
+  features=4, num_cells=2, num_nodes=2, image_size=8, pool_bn=False
+)
+COMPUTED = ('macs', 'model_mb', 'peak_memory_mb')
+arch = nasbench201.from_arch_string
+
+
+@functools.cache
+def budget(name, spec=CELLS):
+  return budgets.make(name, spec)
+
+
+def drawn(spec, seed):
+  rng = np.random.default_rng(seed)
+  alphas = {g: rng.normal(size=s.shape) for g, s in spec.groups().items()}
+  return discretize.derive(spec, alphas)
+
+
+@pytest.mark.parametrize('name', COMPUTED)
+def test_enumerated_costs_are_expectations_over_all_architectures(name):
+  gates = np.random.default_rng(0).dirichlet(np.ones(5), 6)
+  one_hot = corner.corners(CELLS)
+  chance = np.where(one_hot['cell'] > 0, gates, 1).prod((1, 2))
+  assert np.isclose(chance.sum(), 1)
+  costs = budget(name)({'cell': one_hot['cell'].astype(np.float32)})
+  want = (chance * np.asarray(costs, np.float64)).sum()
+  got = budget(name)({'cell': gates.astype(np.float32)})
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), keeps=st.booleans())
+def test_macs_of_one_hot_gates_are_those_of_the_network(seed, keeps):
+  spec = KEEPING if keeps else CELLS
+  genotype = drawn(spec, seed)
+  network = discretize.discretize(spec, genotype)
+  want = cost.total(network, cost.macs)
+  np.testing.assert_allclose(budget('macs', spec).of(genotype), want, rtol=1e-6)
+
+
+def test_images_alive_at_once_can_be_counted_by_hand():
+  """An image of the first stage has 8 x 8 x 4 values, the input 8 x 8."""
+  image, given_image = 8 * 8 * 4 * 4, 8 * 8 * 4
+  padded = 10 * 10 * 4 * 4  # before the convolution of stride 2
+  for text, images in (
+    # Input and output of one op; reduction keeps its input, its ReLU and that
+    # padded.
+    ('|none~0|+|none~0|none~1|+|nor_conv_3x3~0|none~1|none~2|', 2),
+    # The input, its ReLU and two results before they are added.
+    (
+      '|nor_conv_3x3~0|+|nor_conv_1x1~0|none~1|'
+      '+|skip_connect~0|skip_connect~1|skip_connect~2|',
+      4,
+    ),
+  ):
+    want = given_image + max(images * image, 2 * image + padded)
+    got = budget('peak_memory_mb').of(arch(text)) * 1e6
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_dead_ops_need_neither_memory_nor_space_in_the_file():
+  lone = '|{}~0|+|none~0|none~1|+|nor_conv_3x3~0|none~1|none~2|'
+  for name in ('model_mb', 'peak_memory_mb'):
+    with_it, without = (
+      budget(name).of(arch(lone.format(op))) for op in ('nor_conv_3x3', 'none')
+    )
+    assert with_it == without
+  macs = [
+    budget('macs').of(arch(lone.format(op))) for op in ('nor_conv_3x3', 'none')
+  ]
+  assert macs[0] > macs[1]  # as the literature counts
+
+
+@pytest.mark.parametrize('name', COMPUTED)
+@pytest.mark.parametrize('spec', [CELLS, KEEPING], ids=['cells', 'keeping'])
+def test_costs_have_a_range_and_a_slope(name, spec):
+  found = budget(name, spec)
+  low, high, is_exact = (
+    found.range.low,
+    found.range.high,
+    found.range.is_exact,
+  )
+  assert is_exact == (spec is CELLS)
+  uniform = {
+    g: np.full(s.shape, 1 / s.shape[1], np.float32)
+    for g, s in spec.groups().items()
+  }
+  assert 0 < low < high or (name == 'peak_memory_mb' and 0 < low <= high)
+  if spec is CELLS:
+    one_hot = corner.corners(spec)
+    one_hot = {g: v[::97].astype(np.float32) for g, v in one_hot.items()}
+    costs = np.asarray(found(one_hot))[liveness.is_connected(spec, one_hot)]
+    assert (low <= costs).all() and (costs <= high).all()
+  slope = jax.grad(lambda g: found(g).sum())(uniform)
+  assert all(np.isfinite(g).all() for g in jax.tree.leaves(slope))
+  if name != 'peak_memory_mb':
+    assert any(np.abs(g).max() > 0 for g in jax.tree.leaves(slope))
+
+
+def test_unknown_and_unmeasured_costs_are_refused():
+  with pytest.raises(ValueError, match=r"'watts'.*known are.*'energy_mj'"):
+    budgets.make('watts', CELLS)
+  for name in ('energy_mj', 'latency_ms'):
+    with pytest.raises(ValueError, match=f'{name}.*needs a predictor'):
+      budgets.make(name, CELLS)
