@@ -154,6 +154,8 @@ def _set_method(config) -> None:
     'multiplier': 0.003,
     'reference_ms': 0.0,
   }  # 0: expected at uniform gates
+  # Such as {'beta_decay': {'scale': 50.0}}: see bilevel/regularizers.py.
+  config.regularizers = {}
 
 
 def _set_schedule(config, small: bool, runlocal: bool) -> None:
@@ -165,6 +167,8 @@ def _set_schedule(config, small: bool, runlocal: bool) -> None:
     'batch_size': 64,
     'eval_batch_size': 256,
     'warmup_steps': 0,
+    'warmup_gates': 'relaxed',
+    'auxiliary_skip': 0.0,
     'steps_per_call': 1,
     'log_every_steps': 10 if small else 50,
     'checkpoint_every_steps': 10 if runlocal else 100 if small else 500,

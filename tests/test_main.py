@@ -148,6 +148,16 @@ def test_a_command_that_cannot_be_is_one_message(
       {'hypergrad': {'name': 'neumann', 'num_term': 2}},
       ['hypergrad.num_term', 'num_terms', 'neumann'],
     ),
+    ({'regularizers': {'decay': {}}}, ['regularizers', 'decay', 'beta_decay']),
+    (
+      {'regularizers': {'beta_decay': {'weight': 1.0}}},
+      ['regularizers.beta_decay.weight', 'scale'],
+    ),
+    (
+      {'regularizers': {'beta_decay': 50.0}},
+      ['regularizers.beta_decay', '50.0', 'scale'],
+    ),
+    ({'search.warmup_gates': 'even'}, ['search.warmup_gates', 'uniform']),
     (
       {'hypergrad': {'name': 'first_order', 'num_terms': 2}},
       ['hypergrad.num_terms', 'first_order'],
@@ -456,6 +466,7 @@ def test_the_printed_command_repeats_sections_with_more_fields(
   monkeypatch.chdir(tiny_runs.ROOT)
   config = tiny_runs.tiny('get_config')().to_dict()
   config['hypergrad'] = {'name': 'neumann', 'num_terms': 2}
+  config['regularizers'] = {'beta_decay': {'scale': 5.0}}
   config['seed'] = 5
   search = tmp_path / 'a search'
   search.mkdir()
@@ -463,7 +474,8 @@ def test_the_printed_command_repeats_sections_with_more_fields(
   line = summary.retrain_command(search)
   args = shlex.split(line)[3:]
   assert '--config.seed=5' in args and 'num_terms' in line
-  assert len(args) == 5, args
+  assert "--config.regularizers={'beta_decay': {'scale': 5.0}}" in args
+  assert len(args) == 6, args
   # All is understood: what is missing is the search.
   result = nursery.run(*args, f'--workdir={tmp_path / "run"}')
   _check_message(result, 'a search/genotype.json', 'does not exist')

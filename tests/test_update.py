@@ -413,6 +413,32 @@ def test_lookahead_costs_no_more_than_first_order(program):
   assert program('lookahead').flops < 1.05 * first_order.flops
 
 
+def test_regularizers_are_added_to_what_alphas_minimize():
+  """And only to that; each is a metric of its own."""
+  plain = _problem()
+  regular = dataclasses.replace(
+    plain, regularizers={'beta_decay': {'scale': 7.0}}
+  )
+  state = _state(plain).replace(step=jnp.asarray(STEPS - 1))
+  batches = [_fetch(c, c.indices[0], None) for c in _chunks(jnp.float32, 0, 1)]
+
+  @jax.jit
+  def values(state):
+    found = []
+    for problem in (plain, regular):
+      train, val = update.losses(problem, state, *batches)
+      at = state.params, state.alphas
+      found.append((train(*at)[0], *val(*at)))
+    return found
+
+  (train, val, _), (same, more, metrics) = values(state)
+  want = 7 * jax.nn.logsumexp(state.alphas['cell'], axis=-1).mean()
+  assert train == same
+  np.testing.assert_allclose(more - val, want, rtol=1e-5)
+  np.testing.assert_allclose(metrics['regularizer/beta_decay'], want, rtol=1e-6)
+  np.testing.assert_allclose(metrics['objective'], val, rtol=1e-6)
+
+
 def test_unrolling_takes_the_inner_gradient_once(levels, program, x64):
   """The bilevel step is a good deal cheaper than its two levels apart."""
   unrolled = program('unrolled', dtype=jnp.float64)

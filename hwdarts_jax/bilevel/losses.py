@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from hwdarts_jax.bilevel import objective as objective_lib
-from hwdarts_jax.bilevel import relax
+from hwdarts_jax.bilevel import regularizers, relax
 from hwdarts_jax.bilevel.problem import Batch, Problem, SearchState
 from hwdarts_jax.models import fused
 
@@ -152,11 +152,10 @@ class _Gates:
   def __init__(self, problem: Problem, state: SearchState):
     step_rng = jax.random.fold_in(state.rng, state.step)
     self.train_rng, self.val_rng = jax.random.split(step_rng)
-    self._relaxation = problem.relaxation
-    self._temperature = problem.temperature(state.step)
+    self._problem, self._step = problem, state.step
 
   def __call__(self, alphas, rng):
-    return relax.gates(self._relaxation, alphas, self._temperature, rng)
+    return self._problem.gates(alphas, self._step, rng)
 
 
 def _loss_and_accuracy(logits, batch):
@@ -181,4 +180,13 @@ def _objective(problem, state, alphas, loss, accuracy):
     'objective': objective,
     'gate_entropy': relax.entropy(probs),
   }
-  return objective, metrics
+  return _regularized(problem, state, alphas, objective, metrics)
+
+
+def _regularized(problem, state, alphas, objective, metrics):
+  """Adds the regularizers to what alphas minimize, and to the metrics."""
+  penalties = regularizers.values(
+    problem.regularizers, alphas, problem.progress(state.step)
+  )
+  metrics |= {f'regularizer/{name}': p for name, p in penalties.items()}
+  return sum(penalties.values(), objective), metrics

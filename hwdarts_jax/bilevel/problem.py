@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hwdarts_jax.bilevel import relax
+from hwdarts_jax.bilevel import exploration, relax
 from hwdarts_jax.models import fused
 from hwdarts_jax.models import network as network_lib
 
@@ -65,6 +65,11 @@ class Problem:
     objective: name in `objective.OBJECTIVES`.
     reference_ms: latency that counts as one in relative objectives.
     batch_parts: a batch is evaluated in this many parts, to save memory.
+    regularizers: settings of those in `regularizers.REGULARIZERS` that are
+      added to the objective, by name.
+    auxiliary_skip: coefficient of an extra identity on every searched edge at
+      the first step; decays to 0 at the last (`exploration.auxiliary_skip`).
+    warmup_gates: name in `exploration.WARMUP_GATES`.
   """
 
   network: network_lib.Network | fused.FusedNetwork
@@ -84,6 +89,11 @@ class Problem:
   objective: str = 'relative'
   reference_ms: float = 1.0
   batch_parts: int = 1
+  regularizers: Mapping[str, Mapping[str, float]] = dataclasses.field(
+    default_factory=dict
+  )
+  auxiliary_skip: float = 0.0
+  warmup_gates: str = 'relaxed'
 
   @property
   def takes_both_batches(self) -> bool:
@@ -92,13 +102,44 @@ class Problem:
       self.network, fused.FusedNetwork
     )
 
+  def progress(self, step: jax.Array | int) -> jax.Array:
+    """How much of the search is done at `step`: 0 at the first, 1 at the last.
+
+    Returns:
+      f32[].
+    """
+    return jnp.clip(jnp.asarray(step) / max(self.num_steps - 1, 1), 0.0, 1.0)
+
   def temperature(self, step: jax.Array | int) -> jax.Array:
     """Temperature of the relaxation at `step`."""
-    progress = jnp.clip(
-      jnp.asarray(step) / max(self.num_steps - 1, 1), 0.0, 1.0
-    )
     return relax.temperature_at(
-      progress, self.temperature_start, self.temperature_end
+      self.progress(step), self.temperature_start, self.temperature_end
+    )
+
+  def gates(
+    self, alphas: Mapping[str, jax.Array], step: jax.Array, rng: jax.Array
+  ) -> dict[str, jax.Array]:
+    """The gates of a step, for each group f[E, O]; samples depend on `rng`."""
+    gates = relax.gates(self.relaxation, alphas, self.temperature(step), rng)
+    warmup = exploration.WARMUP_GATES[self.warmup_gates]
+    if warmup is not None and self.warmup_steps:
+      early = warmup(gates, rng)
+      warm = step < self.warmup_steps
+      gates = {g: jnp.where(warm, early[g], gates[g]) for g in gates}
+    return self._with_auxiliary_skip(gates, step)
+
+  def evaluation_gates(self, state: SearchState) -> dict[str, jax.Array]:
+    """Gates without noise at `state`, for each group f[E, O]."""
+    gates = relax.evaluation_gates(
+      self.relaxation, state.alphas, self.temperature(state.step)
+    )
+    return self._with_auxiliary_skip(gates, state.step)
+
+  def _with_auxiliary_skip(self, gates, step):
+    if not self.auxiliary_skip:
+      return gates
+    return exploration.auxiliary_skip(
+      self.network.spec, gates, self.auxiliary_skip * (1 - self.progress(step))
     )
 
   def probabilities(self, state: SearchState) -> dict[str, jax.Array]:

@@ -54,9 +54,39 @@ def sigmoid(alphas, temperature, rng):
   return jax.nn.sigmoid(alphas / temperature)
 
 
+def dirichlet(alphas, temperature, rng):
+  """A sample of Dirichlet(concentration(alphas)): DrNAS (Chen et al. 2021).
+
+  Gates explore the simplex, and less so where the concentration has grown.
+  Gradients are those of the sample, by implicit differentiation of gamma
+  variables. The temperature has no meaning here. Without the partial channels
+  and the pruning in stages that the paper adds.
+  """
+  del temperature
+  return jax.random.dirichlet(rng, concentration(alphas), dtype=alphas.dtype)
+
+
+def concentration(alphas: jax.Array) -> jax.Array:
+  """Concentration of the Dirichlet distribution, f[E, O]: elu(alphas) + 1.
+
+  Without the cancellation of that form for negative alphas. At least 1e-3,
+  reached at alphas of -6.9: below, samples are one-hot in float32 and have no
+  gradients anyway.
+  """
+  low = jnp.exp(jnp.minimum(alphas, 0))
+  return jnp.maximum(jnp.where(alphas > 0, alphas + 1, low), 1e-3)
+
+
 RELAXATIONS: dict[str, Relaxation] = {
   f.__name__: f
-  for f in (softmax, gumbel_softmax, straight_through, sampled, sigmoid)
+  for f in (
+    softmax,
+    gumbel_softmax,
+    straight_through,
+    sampled,
+    sigmoid,
+    dirichlet,
+  )
 }
 
 
@@ -95,7 +125,8 @@ def probabilities(
 
   For the sampling relaxations this is exact: the strongest of alphas plus
   Gumbel noise is a sample of softmax(alphas) at every temperature. Sigmoid
-  gates are normalized over the ops of an edge.
+  gates are normalized over the ops of an edge. That of `dirichlet` is the mean
+  of its gates.
 
   Args:
     name: a key of `RELAXATIONS`.
@@ -126,6 +157,12 @@ def _normalized_sigmoid(alphas, temperature):
   return jax.nn.softmax(jax.nn.log_sigmoid(alphas / temperature), axis=-1)
 
 
+def _mean_of_dirichlet(alphas, temperature):
+  del temperature
+  ones = concentration(alphas)
+  return ones / ones.sum(-1, keepdims=True)
+
+
 # The distribution that each relaxation stands for.
 _DISTRIBUTIONS: dict[str, Distribution] = {
   'softmax': _softened,
@@ -133,6 +170,20 @@ _DISTRIBUTIONS: dict[str, Distribution] = {
   'straight_through': _softened,
   'sampled': _of_samples,
   'sigmoid': _normalized_sigmoid,
+  'dirichlet': _mean_of_dirichlet,
+}
+
+
+def _of_dirichlet_mean(alphas, temperature, rng):
+  del rng
+  return _mean_of_dirichlet(alphas, temperature)
+
+
+# What stands for a relaxation that samples, where there shall be no noise.
+_NOISELESS: dict[str, Relaxation] = {
+  'gumbel_softmax': softmax,
+  'sampled': straight_through,
+  'dirichlet': _of_dirichlet_mean,
 }
 
 
@@ -151,9 +202,7 @@ def evaluation_gates(
   Returns:
     For each group f[E, O].
   """
-  relaxation = {'gumbel_softmax': softmax, 'sampled': straight_through}.get(
-    name, RELAXATIONS[name]
-  )
+  relaxation = _NOISELESS.get(name, RELAXATIONS[name])
   unused = jax.random.key(0)
   return {g: relaxation(a, temperature, unused) for g, a in alphas.items()}
 

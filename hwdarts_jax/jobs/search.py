@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from hwdarts_jax.bilevel import relax
+from hwdarts_jax.bilevel import exploration
 from hwdarts_jax.bilevel import update as update_lib
 from hwdarts_jax.data import pipeline, sources
 from hwdarts_jax.data.split import search_split
@@ -147,6 +147,8 @@ def _make_problem(
 ) -> update_lib.Problem:
   """What is optimized, from the sections of the config."""
   settings = config.search
+  if settings.auxiliary_skip:
+    exploration.check_skips(specs.search)
   network = fused.make(
     specs.search,
     common.make_context(config.network.to_dict(), affine=False),
@@ -182,6 +184,9 @@ def _make_problem(
     hypergrad_settings=hypergrad_settings,
     objective=config.objective.name,
     reference_ms=reference_ms,
+    regularizers=common.section(config, 'regularizers'),
+    auxiliary_skip=settings.auxiliary_skip,
+    warmup_gates=settings.warmup_gates,
   )
 
 
@@ -334,9 +339,7 @@ def _count_correct(search: Search, state, batch) -> jax.Array:
     search.train.std,
     problem.network.context.dtype,
   )
-  gates = relax.evaluation_gates(
-    problem.relaxation, state.alphas, problem.temperature(state.step)
-  )
+  gates = problem.evaluation_gates(state)
   return network_lib.count_correct(
     problem.network,
     {'params': state.params, 'batch_stats': state.batch_stats},

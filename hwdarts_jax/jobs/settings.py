@@ -13,7 +13,13 @@ import math
 from typing import Any, NamedTuple
 
 from hwdarts_jax import spaces
-from hwdarts_jax.bilevel import hypergrad, objective, relax
+from hwdarts_jax.bilevel import (
+  exploration,
+  hypergrad,
+  objective,
+  regularizers,
+  relax,
+)
 from hwdarts_jax.models import fused
 from hwdarts_jax.runtime import optimizers
 
@@ -81,6 +87,7 @@ _FIELDS: dict[str, dict[str, _Rule]] = {
     'relaxation': _SECTION,
     'hypergrad': _SECTION,
     'objective': _SECTION,
+    'regularizers': _SECTION,
     'search': _SECTION,
     'params_optimizer': _SECTION,
     'alphas_optimizer': _SECTION,
@@ -128,6 +135,8 @@ _FIELDS: dict[str, dict[str, _Rule]] = {
     'batch_size': _whole(1),
     'eval_batch_size': _whole(1),
     'warmup_steps': _whole(0),
+    'warmup_gates': _among(*exploration.WARMUP_GATES),
+    'auxiliary_skip': _NOT_NEGATIVE,
     'steps_per_call': _whole(1),
     'log_every_steps': _whole(1),
     'checkpoint_every_steps': _whole(1),
@@ -199,6 +208,7 @@ def check(config: Mapping[str, Any]) -> None:
   """
   _check_fields(config, _FIELDS)
   _check_hypergrad(config['hypergrad'])
+  _check_regularizers(config['regularizers'])
   for section in _OPTIMIZERS:
     make_optimizer(section, _section(config, section), num_steps=2**31)
 
@@ -256,12 +266,7 @@ def _check_hypergrad(values: Mapping[str, Any]) -> None:
   """Checks the name of the estimator and the names of its settings."""
   if 'name' not in values:
     raise ValueError('hypergrad.name is missing from the config.')
-  estimator = hypergrad.get(values['name'])
-  known = tuple(
-    p.name
-    for p in inspect.signature(estimator).parameters.values()
-    if p.kind is p.KEYWORD_ONLY
-  )
+  known = _keywords(hypergrad.get(values['name']))
   _check_names(
     'hypergrad', values, ('name', *known), (), f' of {values["name"]}'
   )
@@ -271,6 +276,33 @@ def _check_hypergrad(values: Mapping[str, Any]) -> None:
       raise ValueError(
         f'hypergrad.{name} is {value!r}; it must be {rule.allowed}.'
       )
+
+
+def _check_regularizers(values: Mapping[str, Any]) -> None:
+  """Checks the names of the regularizers, and the settings of each."""
+  for name, own in values.items():
+    known = _keywords(regularizers.get(name))
+    section = f'regularizers.{name}'
+    if not _SECTION.holds(own):
+      raise ValueError(
+        f'{section} is {own!r}; it must be {_SECTION.allowed} with any of '
+        f'{", ".join(known)}: --config.regularizers="{{\'{name}\': {{}}}}".'
+      )
+    _check_names(section, own, known, ())
+    for field, value in own.items():
+      if not _NUMBER.holds(value):
+        raise ValueError(
+          f'{section}.{field} is {value!r}; it must be {_NUMBER.allowed}.'
+        )
+
+
+def _keywords(function: Callable[..., Any]) -> tuple[str, ...]:
+  """Names of keyword-only arguments: the settings of a function."""
+  return tuple(
+    p.name
+    for p in inspect.signature(function).parameters.values()
+    if p.kind is p.KEYWORD_ONLY
+  )
 
 
 def _section(config: Mapping[str, Any], dotted: str) -> Mapping[str, Any]:

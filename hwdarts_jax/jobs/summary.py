@@ -258,13 +258,15 @@ def _overrides(config: dict[str, Any]) -> dict[str, Any]:
   }
   for name in [k for k in changed if k not in was]:
     # No such field is in the file, so the whole section was given.
-    section = name.rpartition('.')[0]
+    section, given, there = name, config, original
+    parts = name.split('.')
+    for i, part in enumerate(parts):
+      given, there = given[part], there[part]
+      if parts[i + 1] not in there:
+        section = '.'.join(parts[: i + 1])
+        break
     changed = {
       k: v for k, v in changed.items() if not k.startswith(f'{section}.')
     }
-    changed[section] = {
-      k.removeprefix(f'{section}.'): v
-      for k, v in now.items()
-      if k.startswith(f'{section}.')
-    }
+    changed[section] = given
   return changed
