@@ -4,9 +4,15 @@ The 15,625 cells are numbered as in `hwdarts_jax.latency.table.enumerate_ops`:
 the six ops, columns of `nasbench201.OPS` in the order of `nasbench201.EDGES`,
 are the digits of a number in base 5, the first edge being the most significant.
 Every array here is in that order. Accuracies are those of the benchmark (see
-``PROVENANCE-nasbench201.md``), latencies those of the shipped tables.
+``PROVENANCE-nasbench201.md``), latencies those of the shipped tables. A cell
+without a path from input to output is no network and never counts.
 
-No jax is imported here.
+`judge` says how good a cell is: by its regret, the accuracy that it lacks
+against the best cell within the same budget of *measured* latency. A cell that
+exceeds the budget has no regret, and so never one of zero.
+
+No jax is imported here. The accuracies are a file of 137 kB that `load` reads
+in a few hundredths of a second (`benchmarks/RESULTS.md` has the figures).
 """
 
 from __future__ import annotations
@@ -41,6 +47,35 @@ class Best(NamedTuple):
   genotype: Genotype
   accuracy: float
   latency_ms: float | None
+
+
+class Verdict(NamedTuple):
+  """The answer of `judge`.
+
+  Attributes:
+    accuracy: test accuracy of the cell in per cent.
+    latency_ms: its measured milliseconds, or None if no device was named.
+    budget_ms: that it was judged within, or None.
+    best: the most accurate cell within the budget.
+    rank: its place among the cells within the budget by accuracy, from 1; None
+      if it exceeds the budget.
+    num_ranked: how many cells are within the budget.
+    regret: per cent of accuracy that it lacks against `best`; None, a failure,
+      if it exceeds the budget.
+  """
+
+  accuracy: float
+  latency_ms: float | None
+  budget_ms: float | None
+  best: Best
+  rank: int | None
+  num_ranked: int
+  regret: float | None
+
+  @property
+  def meets_budget(self) -> bool:
+    """Whether the cell is within the budget, so that it has a regret."""
+    return self.regret is not None
 
 
 class Benchmark(NamedTuple):
@@ -153,25 +188,121 @@ def best(
     ValueError: the data set or device is unknown, there is a budget without a
       device, or no cell is within it.
   """
-  values = np.array(accuracies(dataset))
-  values[~load().connected] = -np.inf
+  values = accuracies(dataset)
+  cell = _argmax(np.where(candidates(device, budget_ms), values, -np.inf))
+  ms = None if device is None else float(latencies(device)[cell])
+  return Best(genotype(cell), float(values[cell]), ms)
+
+
+def candidates(
+  device: str | None = None, budget_ms: float | None = None
+) -> np.ndarray:
+  """Cells that count: connected, measured on the device, within the budget.
+
+  Args:
+    device: if given, only cells that were measured on it.
+    budget_ms: the most milliseconds a cell may need on the device.
+
+  Returns:
+    bool[15625], true of one cell at least.
+
+  Raises:
+    ValueError: the device is unknown, there is a budget without a device, or no
+      cell is within it.
+  """
+  allowed = load().connected
   if device is None:
     if budget_ms is not None:
       raise ValueError(f'budget_ms is {budget_ms!r}, but there is no device.')
-    cell = _argmax(values)
-    return Best(genotype(cell), float(values[cell]), None)
+    return allowed
   ms = latencies(device)
-  values[np.isnan(ms)] = -np.inf
-  if budget_ms is not None:
-    fastest = float(ms[np.isfinite(values)].min())
-    values[~(ms <= budget_ms)] = -np.inf
-    if np.isneginf(values).all():
-      raise ValueError(
-        f'budget_ms is {budget_ms!r}; the fastest connected cell on '
-        f'{device!r} needs {fastest} ms.'
-      )
-  cell = _argmax(values)
-  return Best(genotype(cell), float(values[cell]), float(ms[cell]))
+  allowed = allowed & np.isfinite(ms)
+  if budget_ms is None:
+    return allowed
+  within = allowed & (ms <= budget_ms)
+  if not within.any():
+    raise ValueError(
+      f'budget_ms is {budget_ms!r}; the fastest connected cell on '
+      f'{device!r} needs {ms[allowed].min()} ms.'
+    )
+  return within
+
+
+def judge(
+  genotype: Genotype,
+  dataset: str,
+  device: str | None = None,
+  budget_ms: float | None = None,
+) -> Verdict:
+  """How good a cell is among those of the same budget.
+
+  Args:
+    genotype: a connected cell.
+    dataset: one of `DATASETS`.
+    device: if given, the cell must have been measured on it, and only such
+      cells are compared.
+    budget_ms: the most milliseconds a cell may need on the device.
+
+  Raises:
+    ValueError: see `best` and `latency`; or the cell is not connected.
+  """
+  cell = index(genotype)
+  if not load().connected[cell]:
+    raise ValueError(
+      f'{nasbench201.to_arch_string(genotype)} has no path from input to '
+      'output: it is no network, and has no rank.'
+    )
+  value, found = accuracy(genotype, dataset), best(dataset, device, budget_ms)
+  ms = None if device is None else latency(genotype, device)
+  among = candidates(device, budget_ms)
+  within = bool(among[cell])
+  better = int((accuracies(dataset)[among] > value).sum())
+  return Verdict(
+    accuracy=value,
+    latency_ms=ms,
+    budget_ms=budget_ms,
+    best=found,
+    rank=better + 1 if within else None,
+    num_ranked=int(among.sum()),
+    regret=found.accuracy - value if within else None,
+  )
+
+
+def project(
+  scores: np.ndarray, device: str, budget_ms: float | None = None
+) -> Genotype:
+  """The connected cell measured on a device that a search rates best.
+
+  Args:
+    scores: f[15625], higher is better; see `log_probabilities`.
+    device: a device of `devices`.
+    budget_ms: the most milliseconds the cell may need.
+
+  Raises:
+    ValueError: see `candidates`; or scores are not of that shape, or NaN.
+  """
+  scores = np.asarray(scores, np.float64)
+  if scores.shape != (NUM_CELLS,) or np.isnan(scores).any():
+    raise ValueError(
+      f'scores have shape {scores.shape} and {np.isnan(scores).sum()} NaN; '
+      f'they must be {NUM_CELLS} numbers, one for each cell.'
+    )
+  among = np.flatnonzero(candidates(device, budget_ms))
+  return genotype(int(among[scores[among].argmax()]))
+
+
+def log_probabilities(probs: np.ndarray) -> np.ndarray:
+  """Log of the probability of all cells, f64[15625], by distributions f[6, 5].
+
+  Rows are in the order of `nasbench201.EDGES`, columns in that of its `OPS`.
+  """
+  logs = np.log(np.maximum(np.asarray(probs, np.float64), 1e-300))
+  if logs.shape != (len(nasbench201.EDGES), len(nasbench201.OPS)):
+    raise ValueError(
+      f'probs have shape {logs.shape}; it must be '
+      f'{(len(nasbench201.EDGES), len(nasbench201.OPS))}.'
+    )
+  return logs[np.arange(len(logs)), load().ops].sum(1)
 
 
 def index(genotype: Genotype) -> int:
@@ -205,7 +336,7 @@ def genotype(index: int) -> Genotype:
   Raises:
     ValueError: there is no such cell.
   """
-  _check_indices(index)
+  check_indices(index)
   return table_lib.decode(SPACE, np.array([index]))[0]
 
 
@@ -224,7 +355,7 @@ def connected(indices: int | np.ndarray) -> np.ndarray:
   Raises:
     ValueError: there is no such cell.
   """
-  _check_indices(indices)
+  check_indices(indices)
   return load().connected[indices]
 
 
@@ -245,7 +376,8 @@ def _find_connected(ops: np.ndarray) -> np.ndarray:
   return reached[-1]
 
 
-def _check_indices(indices: int | np.ndarray) -> None:
+def check_indices(indices: int | np.ndarray) -> None:
+  """Raises ValueError if a number is not that of a cell."""
   array = np.asarray(indices)
   ok = np.issubdtype(array.dtype, np.integer)
   if not ok or np.any((array < 0) | (array >= NUM_CELLS)):
