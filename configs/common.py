@@ -125,6 +125,12 @@ def search_config(
   _set_schedule(config, small, parsed.runlocal)
   config.retrain = _retrain(parsed.dataset, small, parsed.runlocal)
   config.export = _export(parsed.runlocal)
+  config.evaluate = {
+    'search_workdir': '',  # of a finished search, or:
+    'genotype': '',  # path of a genotype.json
+    'device': '',  # with a shipped series; empty: that of latency.table
+    'budget_ms': 0.0,  # 0: no other than its own latency
+  }
   return config
 
 

@@ -41,8 +41,10 @@ flags.DEFINE_bool(
 
 _NOT_JOBS = (
   'common',
+  'evaluate_report',
   'export_measure',
   'export_report',
+  'genotype_files',
   'inherited',
   'loop',
   'memory',

@@ -12,7 +12,7 @@ against the best cell within the same budget of *measured* latency. A cell that
 exceeds the budget has no regret, and so never one of zero.
 
 No jax is imported here. The accuracies are a file of 137 kB that `load` reads
-in a few hundredths of a second (`benchmarks/RESULTS.md` has the figures).
+in a few milliseconds (`benchmarks/oracle_load.py`).
 """
 
 from __future__ import annotations
@@ -163,7 +163,10 @@ def latencies(device: str) -> np.ndarray:
   """
   table = table_lib.load(f'{device}.{SPACE}')
   if table.series is None:
-    raise ValueError(f'the latency table of {device!r} has no series.')
+    raise ValueError(
+      f'the latency table of {device!r} has no series; those of '
+      f'{list(devices())} have one.'
+    )
   return table.series_ms
 
 

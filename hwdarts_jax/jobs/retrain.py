@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from typing import Any
 
 from etils import epath
@@ -21,15 +20,13 @@ import optax
 
 from hwdarts_jax import spaces
 from hwdarts_jax.data import pipeline, sources
-from hwdarts_jax.jobs import common, inherited, summary
+from hwdarts_jax.jobs import common, genotype_files, inherited, summary
 from hwdarts_jax.jobs import loop as loop_lib
-from hwdarts_jax.jobs import search as search_job
 from hwdarts_jax.jobs import settings as settings_lib
 from hwdarts_jax.models import network as network_lib
 from hwdarts_jax.runtime import metrics as metrics_lib
 from hwdarts_jax.runtime import plots, sharding
 from hwdarts_jax.runtime import workdir as workdir_lib
-from hwdarts_jax.spaces import discretize
 from hwdarts_jax.spaces.spec import Genotype, NetworkSpec
 
 RESULT = 'retrain.json'
@@ -133,7 +130,9 @@ def make(config: ml_collections.ConfigDict) -> Training:
     raise ValueError(
       "retrain.inherit needs retrain.spec 'search', whose supernet was trained."
     )
-  genotype, derived = _read_genotype(settings, space)
+  genotype, derived = genotype_files.read('retrain', settings, space)
+  if settings.inherit and not settings.search_workdir:
+    raise ValueError('retrain.inherit needs retrain.search_workdir.')
   network = network_lib.Network(
     derived, common.make_context(config.network.to_dict(), affine=True)
   )
@@ -172,39 +171,6 @@ def make(config: ml_collections.ConfigDict) -> Training:
     mesh,
     schedule,
   )
-
-
-def _read_genotype(
-  settings: ml_collections.ConfigDict, space: NetworkSpec
-) -> tuple[Genotype, NetworkSpec]:
-  """The genotype that the section `retrain` names, and its network."""
-  if bool(settings.search_workdir) == bool(settings.genotype):
-    raise ValueError(
-      'give one of --config.retrain.search_workdir (of a finished search) and '
-      '--config.retrain.genotype (path of a genotype.json).'
-    )
-  if settings.inherit and not settings.search_workdir:
-    raise ValueError('retrain.inherit needs retrain.search_workdir.')
-  path = (
-    epath.Path(settings.search_workdir) / search_job.GENOTYPE
-    if settings.search_workdir
-    else epath.Path(settings.genotype)
-  )
-  if not path.exists():
-    raise ValueError(
-      f'{path} does not exist: run the search first '
-      '(--config.job=search), or name another.'
-    )
-  try:
-    record = json.loads(path.read_text())
-  except ValueError as e:
-    raise ValueError(f'{path} is not JSON ({e}).') from e
-  inner = record.get('genotype') if isinstance(record, dict) else None
-  try:
-    genotype = Genotype.from_dict(record if inner is None else inner)
-    return genotype, discretize.discretize(space, genotype)
-  except ValueError as e:
-    raise ValueError(f'{path}: {e}') from e
 
 
 def _train(training: Training, path: epath.Path) -> bool:

@@ -93,6 +93,7 @@ _FIELDS: dict[str, dict[str, _Rule]] = {
     'alphas_optimizer': _SECTION,
     'retrain': _SECTION,
     'export': _SECTION,
+    'evaluate': _SECTION,
   },
   'space': {
     'name': _among(*spaces.names()),
@@ -169,6 +170,12 @@ _FIELDS: dict[str, dict[str, _Rule]] = {
     'num_images': _whole(0),
     'runner': _TEXT,
     'rounds': _whole(1),
+  },
+  'evaluate': {
+    'search_workdir': _TEXT,
+    'genotype': _TEXT,
+    'device': _TEXT,
+    'budget_ms': _NOT_NEGATIVE,
   },
 }
 # Of the job that fits a latency predictor, which trains no network.

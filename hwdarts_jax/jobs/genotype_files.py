@@ -1,0 +1,53 @@
+"""Reads the genotype that a job is given: of a search, or of a file."""
+
+from __future__ import annotations
+
+import json
+
+from etils import epath
+import ml_collections
+
+from hwdarts_jax.spaces import discretize
+from hwdarts_jax.spaces.spec import Genotype, NetworkSpec
+
+GENOTYPE = 'genotype.json'
+
+
+def read(
+  section: str, settings: ml_collections.ConfigDict, space: NetworkSpec
+) -> tuple[Genotype, NetworkSpec]:
+  """Returns the genotype that a section of the config names, and its network.
+
+  Args:
+    section: name of the section, for messages.
+    settings: its content, with `search_workdir` and `genotype`.
+    space: that the genotype must be of.
+
+  Raises:
+    ValueError: none or both are given, or the file is none of a genotype.
+  """
+  if bool(settings.search_workdir) == bool(settings.genotype):
+    raise ValueError(
+      f'give one of --config.{section}.search_workdir (of a finished search) '
+      f'and --config.{section}.genotype (path of a genotype.json).'
+    )
+  path = (
+    epath.Path(settings.search_workdir) / GENOTYPE
+    if settings.search_workdir
+    else epath.Path(settings.genotype)
+  )
+  if not path.exists():
+    raise ValueError(
+      f'{path} does not exist: run the search first '
+      '(--config.job=search), or name another.'
+    )
+  try:
+    record = json.loads(path.read_text())
+  except ValueError as e:
+    raise ValueError(f'{path} is not JSON ({e}).') from e
+  inner = record.get('genotype') if isinstance(record, dict) else None
+  try:
+    genotype = Genotype.from_dict(record if inner is None else inner)
+    return genotype, discretize.discretize(space, genotype)
+  except ValueError as e:
+    raise ValueError(f'{path}: {e}') from e
