@@ -102,6 +102,32 @@ def gradients(
   return of_params, of_alphas, batch_stats, metrics
 
 
+def noiseless_val_loss(problem: Problem, state: SearchState, val_batch: Batch):
+  """Returns alphas -> f[]: the validation loss of the task, without noise.
+
+  For diagnostics: gates are not sampled, and neither hardware costs nor
+  regularizers count. Params are those of `state`.
+  """
+  network = of_a_part(problem)
+
+  def loss(alphas):
+    gates = problem.evaluation_gates(state.replace(alphas=alphas))
+
+    def forward(batch):
+      logits, _ = network.apply(
+        {'params': state.params, 'batch_stats': state.batch_stats},
+        batch['image'],
+        gates,
+        train=True,
+        mutable=['batch_stats'],
+      )
+      return _loss_and_accuracy(logits, batch)[0]
+
+    return _mean_over_parts(problem, forward, val_batch)
+
+  return loss
+
+
 def of_a_part(problem: Problem):
   """Returns the network for a part of a batch, which has fewer batch groups.
 

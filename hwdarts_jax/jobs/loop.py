@@ -88,6 +88,7 @@ class Loop:
       evaluation.
     shown: keys of the row that the progress bar shows.
     advice: what to change when a loss is not finite.
+    ended: row -> whether the run ends with it, before its last step.
   """
 
   name: str
@@ -97,6 +98,7 @@ class Loop:
   on_row: Callable[[State, int, Row], Mapping[str, Any]]
   shown: tuple[str, ...]
   advice: str
+  ended: Callable[[Row], bool] = lambda row: False
 
   def run(self, path: epath.Path, state: State) -> tuple[State, bool]:
     """Runs from the newest checkpoint, or from `state`, to the end.
@@ -108,7 +110,8 @@ class Loop:
       state: at step 0.
 
     Returns:
-      The last state, and whether it is that of the end.
+      The last state, and whether it is that of the end: of the last step, or
+      of the row that `ended` the run.
 
     Raises:
       NonFiniteError: a metric is not finite; checkpoints of the time before
@@ -131,26 +134,32 @@ class Loop:
         pending = restored.extra['pending']
         print(f'Resuming {path} at step {start} of {schedule.num_steps}.')
       with metrics_lib.MetricsWriter(path, start or None) as writer:
-        state, step = self._steps(
-          state, start, pending, checkpoints, writer, stop
-        )
-    if step < schedule.num_steps:
+        done = start >= schedule.num_steps or self._has_ended(path, start)
+        step = start
+        if not done:
+          state, step, done = self._steps(
+            state, start, pending, checkpoints, writer, stop
+          )
+    if not done:
       print(
         f'Stopped at step {step} of {schedule.num_steps}; the same command '
         'goes on from there.'
       )
-    return state, step >= schedule.num_steps
+    return state, done
+
+  def _has_ended(self, path: epath.Path, start: int) -> bool:
+    """Whether the row of the restored step ended the run."""
+    rows = [r for r in metrics_lib.read(path) if r['step'] == start]
+    return any(map(self.ended, rows))
 
   def _steps(self, state, start, pending, checkpoints, writer, stop):
-    """Returns the last state and its step."""
+    """Returns the last state, its step, and whether the run is done."""
     schedule, size = self.schedule, self.schedule.steps_per_call
-    if start >= schedule.num_steps:
-      return state, start
     compiled = self.compile(state, [f(start, size) for f in self.feeds])
-    begun, step = time.monotonic(), start
+    begun, step, done = time.monotonic(), start, False
     calls: list[tuple[int, Any]] = []
     with metrics_lib.Progress(schedule.num_steps, start, self.name) as progress:
-      while step < schedule.num_steps and not stop.received:
+      while not done and not stop.received:
         state, metrics = compiled(state, *(f(step, size) for f in self.feeds))
         calls.append((step, metrics))
         step += size
@@ -166,8 +175,9 @@ class Loop:
         progress.update(
           schedule.log_every_steps, {k: row[k] for k in self.shown}
         )
-        self._save(step, state, [], checkpoints, step == schedule.num_steps)
-    if stop.received:
+        done = step == schedule.num_steps or self.ended(row)
+        self._save(step, state, [], checkpoints, done)
+    if stop.received and not done:
       pending += self._fetch(calls, checkpoints)
       self._save(step, state, pending, checkpoints, True)
     checkpoints.wait()
@@ -177,7 +187,7 @@ class Loop:
       step - start,
       time.monotonic() - begun,
     )
-    return state, step
+    return state, step, done
 
   def _fetch(self, calls, checkpoints: Checkpoints) -> list[dict[str, float]]:
     """Waits for metrics; raises at the first call with one not finite."""
