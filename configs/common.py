@@ -181,6 +181,16 @@ def _set_schedule(config, small: bool, runlocal: bool) -> None:
     'eval_every_steps': num_steps // 2 if small else 1950,
     'keep_checkpoints': 3,
     'memory_gb': 0.0,  # on each device; 0 is all, with nothing saved
+    'selection': 'argmax',
+  }
+  config.diagnostics = {
+    'every_steps': 0,  # between measurements of the eigenvalue; 0: none
+    'num_products': 10,
+    'skip_factor': 2.0,
+    'eigenvalue_factor': 1.3,
+    'window': 5,
+    'from_step': 2 * num_steps // 5,
+    'early_stop': False,
   }
   config.params_optimizer = {
     'name': 'sgd',

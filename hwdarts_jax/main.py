@@ -40,7 +40,9 @@ flags.DEFINE_bool(
 )
 
 _NOT_JOBS = (
+  'accuracy',
   'common',
+  'diagnose',
   'evaluate_report',
   'export_measure',
   'export_report',
@@ -50,6 +52,7 @@ _NOT_JOBS = (
   'memory',
   'predictor_files',
   'predictor_report',
+  'selection',
   'settings',
   'summary',
 )

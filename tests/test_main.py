@@ -158,6 +158,19 @@ def test_a_command_that_cannot_be_is_one_message(
       ['regularizers.beta_decay', '50.0', 'scale'],
     ),
     ({'search.warmup_gates': 'even'}, ['search.warmup_gates', 'uniform']),
+    ({'search.selection': 'best'}, ['search.selection', 'perturbation']),
+    (
+      {'diagnostics.every_steps': 3},
+      ['diagnostics.every_steps', '3', 'log_every_steps = 2'],
+    ),
+    (
+      {'diagnostics.early_stop': True},
+      ['diagnostics.early_stop', 'diagnostics.every_steps'],
+    ),
+    (
+      {'diagnostics.eigenvalue_factor': 1.0},
+      ['diagnostics.eigenvalue_factor', '1.0', 'above 1'],
+    ),
     (
       {'hypergrad': {'name': 'first_order', 'num_terms': 2}},
       ['hypergrad.num_terms', 'first_order'],

@@ -21,11 +21,17 @@ from hwdarts_jax.bilevel import exploration
 from hwdarts_jax.bilevel import update as update_lib
 from hwdarts_jax.data import pipeline, sources
 from hwdarts_jax.data.split import search_split
-from hwdarts_jax.jobs import common, memory, summary
+from hwdarts_jax.jobs import (
+  accuracy,
+  common,
+  diagnose,
+  memory,
+  selection,
+  summary,
+)
 from hwdarts_jax.jobs import loop as loop_lib
 from hwdarts_jax.jobs import settings as settings_lib
 from hwdarts_jax.models import fused
-from hwdarts_jax.models import network as network_lib
 from hwdarts_jax.runtime import metrics as metrics_lib
 from hwdarts_jax.runtime import plots, sharding
 from hwdarts_jax.runtime import workdir as workdir_lib
@@ -126,6 +132,7 @@ def make(config: ml_collections.ConfigDict) -> Search:
       f'search.eval_every_steps is {settings.eval_every_steps}; it must be 0 '
       f'or a multiple of search.log_every_steps = {settings.log_every_steps}.'
     )
+  diagnose.check(config)
   problem = _make_problem(config, specs, latency)
   augment = pipeline.Augment(**common.section(config, 'data', 'augment'))
   schedule = loop_lib.Schedule(
@@ -199,7 +206,8 @@ def _search(search: Search, path: epath.Path) -> bool:
   state = jax.device_put(
     as_dtype(state, search.problem), sharding.replicated(search.mesh)
   )
-  evaluate = _Evaluation(search)
+  evaluate = accuracy.Evaluation(search)
+  diagnosis = diagnose.Diagnosis(search, path)
   # Two seeds, or the halves would be walked in step.
   feeds = [
     pipeline.Feed(
@@ -216,12 +224,13 @@ def _search(search: Search, path: epath.Path) -> bool:
   loop = loop_lib.Loop(
     name='search',
     schedule=search.schedule,
-    compile=functools.partial(_compile, search, evaluate),
+    compile=functools.partial(_compile, search, evaluate, diagnosis),
     feeds=feeds,
-    on_row=functools.partial(_extend_row, search, evaluate),
+    on_row=functools.partial(_extend_row, search, evaluate, diagnosis),
     shown=_SHOWN,
     advice='Try a lower params_optimizer.learning_rate or '
     'alphas_optimizer.learning_rate, with a new --workdir.',
+    ended=diagnose.has_stopped,
   )
   state, done = loop.run(path, state)
   if done:
@@ -229,43 +238,13 @@ def _search(search: Search, path: epath.Path) -> bool:
   return done
 
 
-class _Evaluation:
-  """Accuracy of the supernet on the validation half; compiled once.
-
-  Attributes:
-    compiled: (state, batch) -> i32[], None before `use`.
-  """
-
-  def __init__(self, search: Search):
-    self._search = search
-    self._size = search.config.search.eval_batch_size
-    self.compiled: Any = None
-
-  def job(self, state):
-    """The function to compile, and its example arguments."""
-    example = next(pipeline.eval_batches(self._search.val, self._size))
-    return jax.jit(functools.partial(_count_correct, self._search)), (
-      state,
-      example,
-    )
-
-  def use(self, compiled) -> None:
-    """Takes the compiled function of `job`."""
-    self.compiled = compiled
-
-  def __call__(self, state) -> float:
-    if self.compiled is None:  # a run that was only missing its summary
-      (self.compiled,) = loop_lib.compile_together(
-        'compiling the evaluation',
-        [self.job(state)],
-        self._search.config.deterministic,
-      )
-    return loop_lib.count_correct(
-      self.compiled, state, self._search.val, self._size
-    )
-
-
-def _compile(search: Search, evaluate: _Evaluation, state, chunks):
+def _compile(
+  search: Search,
+  evaluate: accuracy.Evaluation,
+  diagnosis: diagnose.Diagnosis,
+  state,
+  chunks,
+):
   """Compiles the bilevel update and the evaluation side by side."""
   batched = sharding.batched(search.mesh)
 
@@ -291,13 +270,18 @@ def _compile(search: Search, evaluate: _Evaluation, state, chunks):
       step, donate_argnums=0, out_shardings=sharding.replicated(search.mesh)
     )
     jobs = [(update, (state, *chunks))]
+    users = []
     if not evaluate.compiled:
       jobs.append(evaluate.job(state))
+      users.append(evaluate.use)
+    if diagnosis.is_measuring:
+      jobs.append(diagnosis.job(problem, state))
+      users.append(diagnosis.use)
     compiled, *others = loop_lib.compile_together(
       'compiling the bilevel update', jobs, search.config.deterministic
     )
-    for count in others:
-      evaluate.use(count)
+    for use, other in zip(users, others, strict=True):
+      use(other)
     return compiled
 
   size = search.config.search.batch_size
@@ -315,8 +299,15 @@ def _compile(search: Search, evaluate: _Evaluation, state, chunks):
   )
 
 
-def _extend_row(search: Search, evaluate: _Evaluation, state, step: int, row):
-  """Adds the gates, the temperature and, when due, an evaluation."""
+def _extend_row(
+  search: Search,
+  evaluate: accuracy.Evaluation,
+  diagnosis: diagnose.Diagnosis,
+  state,
+  step: int,
+  row,
+):
+  """Adds gates, temperature, diagnostics and, when due, an evaluation."""
   del row
   every = search.config.search.eval_every_steps
   extra: dict[str, Any] = {
@@ -324,29 +315,11 @@ def _extend_row(search: Search, evaluate: _Evaluation, state, step: int, row):
   }
   if every and step % every == 0:
     extra['supernet_val_accuracy'] = evaluate(state)
+  extra |= diagnosis.row(state, step)
   probs = search.problem.probabilities(state)
   return extra | {
     f'gates/{g}': np.asarray(p, np.float32) for g, p in probs.items()
   }
-
-
-def _count_correct(search: Search, state, batch) -> jax.Array:
-  """Number of correct answers of the supernet without noise; i32[]."""
-  problem = search.problem
-  image = pipeline.normalize(
-    batch['image'],
-    search.train.mean,
-    search.train.std,
-    problem.network.context.dtype,
-  )
-  gates = problem.evaluation_gates(state)
-  return network_lib.count_correct(
-    problem.network,
-    {'params': state.params, 'batch_stats': state.batch_stats},
-    image,
-    batch,
-    gates,
-  )
 
 
 def as_dtype(state, problem: update_lib.Problem):
@@ -365,12 +338,13 @@ def finish(
 
   `genotype.json` is written last: its presence says that the run is finished.
   """
-  probs = search.problem.probabilities(state)
+  rows = metrics_lib.read(path)
+  probs = diagnose.final_probabilities(search.problem, state, rows)
+  select = selection.SELECTIONS[search.config.search.selection]
   genotype = common.most_probable(
-    search.specs.search, {g: np.asarray(p) for g, p in probs.items()}
+    search.specs.search, select(search, state, probs)
   )
   groups = search.specs.search.groups()
-  rows = metrics_lib.read(path)
   record = summary.search_record(search, genotype, state, val_accuracy, rows)
   if jax.process_index() == 0:
     plots.plot_search(

@@ -20,6 +20,7 @@ from hwdarts_jax.bilevel import (
   regularizers,
   relax,
 )
+from hwdarts_jax.jobs import selection
 from hwdarts_jax.models import fused
 from hwdarts_jax.runtime import optimizers
 
@@ -64,6 +65,9 @@ _NOT_NEGATIVE = _Rule(
   'a finite number, at least 0', lambda v: _is_number(v) and v >= 0
 )
 _POSITIVE = _Rule('a finite number, above 0', lambda v: _is_number(v) and v > 0)
+_ABOVE_ONE = _Rule(
+  'a finite number, above 1', lambda v: _is_number(v) and v > 1
+)
 _BELOW_ONE = _Rule(
   'a number, at least 0 and below 1', lambda v: _is_number(v) and 0 <= v < 1
 )
@@ -88,6 +92,7 @@ _FIELDS: dict[str, dict[str, _Rule]] = {
     'hypergrad': _SECTION,
     'objective': _SECTION,
     'regularizers': _SECTION,
+    'diagnostics': _SECTION,
     'search': _SECTION,
     'params_optimizer': _SECTION,
     'alphas_optimizer': _SECTION,
@@ -144,6 +149,16 @@ _FIELDS: dict[str, dict[str, _Rule]] = {
     'eval_every_steps': _whole(0),
     'keep_checkpoints': _whole(1),
     'memory_gb': _NOT_NEGATIVE,
+    'selection': _among(*selection.SELECTIONS),
+  },
+  'diagnostics': {
+    'every_steps': _whole(0),
+    'num_products': _whole(1),
+    'skip_factor': _ABOVE_ONE,
+    'eigenvalue_factor': _ABOVE_ONE,
+    'window': _whole(1),
+    'from_step': _whole(0),
+    'early_stop': _FLAG,
   },
   'retrain': {
     'search_workdir': _TEXT,

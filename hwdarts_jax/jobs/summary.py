@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from hwdarts_jax import spaces
-from hwdarts_jax.jobs import common
+from hwdarts_jax.jobs import common, diagnose
 from hwdarts_jax.spaces import discretize
 from hwdarts_jax.spaces.spec import Genotype, NetworkSpec
 
@@ -66,6 +66,8 @@ def search_record(
       'objective': config.objective.name,
       'multiplier': float(state.multiplier),
       'reference_ms': search.problem.reference_ms,
+      'selection': config.search.selection,
+      'early_stop_step': diagnose.stop_step(rows),
     },
   }
 
@@ -171,6 +173,7 @@ def of_search(path: epath.Path) -> str:
       f'  parameters         {deploy["params"] / 1e6:.4f} M',
       f'As searched ({_settings(search["spec"])}), on {search["data"]}:',
       f'  supernet accuracy  {accuracy} on the validation half',
+      *_early_stop(search),
       'What was traded:',
       f'  objective = validation loss {search["val_loss"]:.3f} + latency cost, '
       f'{search["objective"]} with multiplier {search["multiplier"]:g} '
@@ -188,6 +191,14 @@ def of_search(path: epath.Path) -> str:
       f'  {retrain_command(path)}',
     ]
   )
+
+
+def _early_stop(search: dict[str, Any]) -> list[str]:
+  """What a search that ended early says of it; records may be older."""
+  step = search.get('early_stop_step')
+  if step is None:
+    return []
+  return [f'  ended early, with the alphas of step {step}']
 
 
 def _confidence(deploy: dict[str, Any]) -> str:

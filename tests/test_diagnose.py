@@ -1,0 +1,138 @@
+"""What a search says of itself, when it warns, and how it ends early."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny_runs
+
+from hwdarts_jax import spaces
+from hwdarts_jax.spaces import discretize
+
+_OFTEN = {
+  'relaxation.name': 'softmax',
+  'diagnostics.every_steps': 2,
+  'diagnostics.window': 1,
+  'diagnostics.from_step': 0,
+  'diagnostics.num_products': 4,
+}
+
+
+@pytest.fixture(scope='module')
+def watched(nursery, command, tmp_path_factory):
+  """A search that measures often and minds every growth, but goes on."""
+  workdir = tmp_path_factory.mktemp('watched') / 'run'
+  overrides = _OFTEN | {'diagnostics.eigenvalue_factor': 1.000001}
+  result = nursery.run(*command(workdir, **overrides))
+  assert result.code == 0, result.err
+  return workdir, result
+
+
+@pytest.fixture(scope='module')
+def stopped(nursery, command, tmp_path_factory):
+  """The same search, which may end early, and its flags."""
+  workdir = tmp_path_factory.mktemp('stopped') / 'run'
+  overrides = _OFTEN | {
+    'diagnostics.eigenvalue_factor': 1.000001,
+    'diagnostics.early_stop': True,
+  }
+  flags = command(workdir, **overrides)
+  result = nursery.run(*flags)
+  assert result.code == 0, result.err
+  return workdir, result, flags
+
+
+def test_every_row_says_where_the_mass_is(finished):
+  """Of the gates in the same row; the edges of this cell shrink its input, so
+  that there is no copy, and pooling and zero are no copies.
+  """
+  rows = tiny_runs.rows(finished[0])
+  ops = spaces.make('darts', **tiny_runs.tiny('SPEC')).groups()['reduce'].ops
+  for row in rows:
+    gates = np.array(row['gates/reduce'])
+    assert row['skip_mass'] == 0
+    np.testing.assert_allclose(
+      row['zero_mass'], gates[:, ops.index('none')].mean(), rtol=1e-5
+    )
+    entropies = -(gates * np.log(gates)).sum(-1)
+    np.testing.assert_allclose(
+      row['gate_entropies/reduce'], entropies, rtol=1e-4
+    )
+    assert 'top_eigenvalue' not in row
+
+
+def test_watching_changes_nothing_and_says_its_price(watched, stopped):
+  """Both runs are the same until one of them ends."""
+  rows, early = (tiny_runs.rows(run[0]) for run in (watched, stopped))
+  assert len(early) < len(rows)
+  for row, same in zip(rows, early, strict=False):
+    for key in row.keys() - {'diagnostics_percent'}:
+      assert row[key] == same[key], key
+  measured = [r['top_eigenvalue'] for r in rows]
+  assert len(set(measured)) == len(measured) and min(measured) > -1e-3
+  assert all(0 < r['diagnostics_percent'] <= 100 for r in rows)
+  # Tiny steps are cheaper than tiny measurements, and that is said once.
+  assert watched[1].out.count('diagnostics.every_steps makes it less') == 1
+
+
+def test_growth_is_warned_of_once_with_the_ways_out(watched):
+  out = watched[1].out
+  assert out.count('Warning: At step') == 1
+  for way in ('beta_decay', 'dirichlet', 'auxiliary_skip', 'early_stop=true'):
+    assert way in out
+
+
+def test_an_early_stop_returns_what_was_before_the_growth(stopped):
+  workdir, result, _ = stopped
+  rows = tiny_runs.rows(workdir)
+  record = json.loads((workdir / 'genotype.json').read_text())
+  step = record['search']['early_stop_step']
+  assert rows[-1]['early_stop_step'] == step < rows[-1]['step'] < 16
+  assert f'with the alphas of step {step}' in result.out
+  before = next(r for r in rows if r['step'] == step)
+  assert before['top_eigenvalue'] < rows[-1]['top_eigenvalue']
+  spec = spaces.make('darts', **tiny_runs.tiny('SPEC'))
+  gates = np.array(before['gates/reduce'])
+  genotype = discretize.derive(spec, {'reduce': np.log(gates)})
+  assert record['genotype'] == genotype.to_dict()
+  assert tiny_runs.last_state(workdir)['checkpoint'] == rows[-1]['step']
+
+
+def test_a_run_killed_after_its_early_stop_does_not_go_on(nursery, stopped):
+  """Without its summary it writes only that, the same as before."""
+  workdir, _, flags = stopped
+  rows = tiny_runs.rows(workdir)
+  record = (workdir / 'genotype.json').read_text()
+  (workdir / 'genotype.json').unlink()
+  result = nursery.run(*flags)
+  assert result.code == 0, result.err
+  assert tiny_runs.rows(workdir) == rows
+  assert (workdir / 'genotype.json').read_text() == record
+
+
+def test_perturbation_reads_the_genotype_from_the_supernet(
+  nursery, command, tmp_path
+):
+  """All parts together: the regularizers, the warm-up and the auxiliary skip
+  of a search whose architecture is what its supernet would miss.
+  """
+  result = nursery.run(
+    *command(
+      tmp_path / 'run',
+      **{
+        'search.num_steps': 4,
+        'search.selection': 'perturbation',
+        'search.auxiliary_skip': 1.0,
+        'search.warmup_steps': 2,
+        'search.warmup_gates': 'uniform',
+        'relaxation.name': 'dirichlet',
+        'regularizers': {'beta_decay': {'scale': 1.0}, 'entropy': {}},
+      },
+    )
+  )
+  assert result.code == 0, result.err
+  record = json.loads((tmp_path / 'run' / 'genotype.json').read_text())
+  assert record['search']['selection'] == 'perturbation'
+  rows = tiny_runs.rows(tmp_path / 'run')
+  assert rows[-1]['regularizer/beta_decay'] > rows[0]['regularizer/beta_decay']
+  assert rows[0]['gates/reduce'] != rows[-1]['gates/reduce']
