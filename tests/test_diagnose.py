@@ -1,12 +1,15 @@
 """What a search says of itself, when it warns, and how it ends early."""
 
 import json
+import types
 
+import ml_collections
 import numpy as np
 import pytest
 import tiny_runs
 
 from hwdarts_jax import spaces
+from hwdarts_jax.jobs import diagnose
 from hwdarts_jax.spaces import discretize
 
 _OFTEN = {
@@ -73,6 +76,38 @@ def test_watching_changes_nothing_and_says_its_price(watched, stopped):
   assert all(0 < r['diagnostics_percent'] <= 100 for r in rows)
   # Tiny steps are cheaper than tiny measurements, and that is said once.
   assert watched[1].out.count('diagnostics.every_steps makes it less') == 1
+
+
+def test_doubled_mass_on_copies_is_warned_of_once(capsys, tmp_path):
+  """Against the first row, also if that was written before a resume."""
+  spec = spaces.make('nasbench201', features=2, num_cells=1)
+  copies = [op == 'skip_connect' for op in spec.groups()['cell'].ops]
+
+  def probabilities(share):
+    row = np.where(copies, share, (1 - share) / 4)
+    return {'cell': np.tile(row, (6, 1))}
+
+  search = types.SimpleNamespace(
+    specs=types.SimpleNamespace(search=spec),
+    problem=types.SimpleNamespace(probabilities=probabilities),
+    config=ml_collections.ConfigDict(
+      {
+        'search': {'num_steps': 1000},
+        'diagnostics': {'every_steps': 0, 'skip_factor': 2.0},
+      }
+    ),
+  )
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 10, "skip_mass": 0.2}\n')
+  diagnosis = diagnose.Diagnosis(search, tmp_path)
+  diagnosis.row(0.39, 20)
+  assert not capsys.readouterr().out
+  row = diagnosis.row(0.5, 30)
+  np.testing.assert_allclose(row['skip_mass'], 0.5)
+  told = capsys.readouterr().out
+  assert 'At step 30' in told and '50 %' in told and '20 %' in told
+  assert '--config.search.warmup_steps=100' in told
+  diagnosis.row(0.9, 40)
+  assert not capsys.readouterr().out
 
 
 def test_growth_is_warned_of_once_with_the_ways_out(watched):
