@@ -106,6 +106,14 @@ def test_beta_decay_keeps_the_convolution_in_play():
   assert (skip < 0.6).all() and (w > 1).all()
 
 
+def test_the_auxiliary_skip_alone_does_not_save_this_search():
+  """It takes over what the convolution would learn, and leaves too late: it
+  is meant for identities that help gradients to pass, of which there are none.
+  """
+  skip, w = _found(auxiliary_skip=1.0)
+  assert (skip > 0.99).all() and (w < 0.1).all()
+
+
 def test_uniform_warm_up_takes_every_op_equally_often_and_then_ends():
   toy = _problem(warmup_steps=10, warmup_gates='uniform')
   alphas = {'cell': jnp.asarray([[5.0, 0.0]])}
