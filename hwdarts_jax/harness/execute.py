@@ -36,6 +36,46 @@ def load(data: bytes, model_format: str) -> Execute:
     ) from e
 
 
+def arena_bytes(data: bytes) -> int:
+  """What LiteRT lays out for the images of a TFLite file.
+
+  Read off the places of its tensors in memory. By its reference kernels, which
+  keep nothing but the tensors of the graph: XNNPACK has an arena of its own
+  that cannot be seen from outside, and others keep scratch memory beside.
+
+  Raises:
+    UserError: LiteRT is not installed.
+  """
+  try:
+    from ai_edge_litert import interpreter, schema_py_generated
+  except ImportError as e:
+    raise UserError(
+      f"LiteRT is not installed ({e}): pip install 'hwdarts_jax[tflite]'."
+    ) from e
+  model = schema_py_generated.ModelT.InitFromPackedBuf(data, 0)
+  tensors = model.subgraphs[0].tensors
+  runtime = interpreter.Interpreter(
+    model_content=data,
+    num_threads=1,
+    experimental_op_resolver_type=interpreter.OpResolverType.BUILTIN_REF,
+  )
+  runtime.allocate_tensors()
+  spans = []
+  for detail in runtime.get_tensor_details():
+    number = detail['index']
+    if number < len(tensors):
+      constant = model.buffers[tensors[number].buffer].data
+      if constant is not None and len(constant):
+        continue  # in the file itself
+    try:
+      array = runtime.tensor(number)()
+    except ValueError:  # nothing was allocated for it
+      continue
+    start = array.__array_interface__['data'][0]
+    spans.append((start, start + array.nbytes))
+  return max(end for _, end in spans) - min(start for start, _ in spans)
+
+
 def _tflite(data: bytes) -> Execute:
   from ai_edge_litert.interpreter import Interpreter
 

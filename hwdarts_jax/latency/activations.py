@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import functools
+import math
 from typing import Any
 
 import jax
@@ -35,7 +36,7 @@ import numpy as np
 from hwdarts_jax.latency import expectation, footprint
 from hwdarts_jax.latency.footprint import FLOAT_BYTES, Footprint
 from hwdarts_jax.latency.schedule import Layout, Schedule
-from hwdarts_jax.spaces.spec import CellSpec, IMAGE, NetworkSpec
+from hwdarts_jax.spaces.spec import IMAGE, NetworkSpec
 
 
 def peak_bytes(spec: NetworkSpec, gates: Mapping[str, jax.Array]) -> jax.Array:
@@ -61,50 +62,90 @@ def of_architectures(
 def _peaks(spec: NetworkSpec, probs: Mapping[str, Any]) -> list[Any]:
   return [
     Schedule(layout, probs.get(layout.group)).peak()
-    for layout in _layouts(spec)
+    for layout in dict.fromkeys(layouts(spec))
   ]
 
 
 @functools.lru_cache(maxsize=64)
-def _layouts(spec: NetworkSpec) -> tuple[Layout, ...]:
-  """The different cells of a network, as their schedules need them."""
-  sites = {s.path: s for s in spec.sites()}
-  sizes = {IMAGE: FLOAT_BYTES * int(np.prod(spec.input_shape))}
+def layouts(spec: NetworkSpec) -> tuple[Layout, ...]:
+  """Of each cell of a network, all that its schedule depends on."""
+  sizes = output_bytes(spec)
   last_read = {
     source: i for i, c in enumerate(spec.all_cells) for _, source in c.inputs
   }
   last_read[IMAGE] = len(spec.all_cells)  # runtimes never reuse their input
-  found: dict[Layout, None] = {}
+  earlier = [IMAGE]
+  found = []
   for i, cell in enumerate(spec.all_cells):
-    ops = tuple(
-      tuple(footprint.of(sites[f'{cell.name}/{e.name}'], op) for op in e.ops)
-      for e in cell.edges
-    )
     sources = tuple(dict.fromkeys(source for _, source in cell.inputs))
+    apart = _apart(spec)
     outside = [
-      s for s in sizes if s not in sources and last_read.get(s, -1) >= i
+      s for s in earlier if s not in sources and last_read.get(s, -1) >= i
     ]
-    layout = Layout(
-      cell.group or '',
-      tuple((node, sources.index(s)) for node, s in cell.inputs),
-      cell.edges,
-      ops,
-      cell.outputs,
-      cell.combine == 'concat',
-      tuple(sizes[s] for s in sources),
-      tuple(last_read[s] > i for s in sources),
-      sum(sizes[s] for s in outside),
+    found.append(
+      Layout(
+        cell.group or '',
+        tuple((node, sources.index(s)) for node, s in cell.inputs),
+        cell.edges,
+        _footprints(spec)[cell.name],
+        cell.outputs,
+        cell.combine == 'concat',
+        tuple(sizes[s] for s in sources),
+        tuple(last_read[s] > i for s in sources),
+        tuple(apart.get(s) == i for s in sources),
+        sum(sizes[s] for s in outside),
+      )
     )
-    found[layout] = None
-    sizes[cell.name] = _output_bytes(cell, ops)
+    earlier.append(cell.name)
   return tuple(found)
 
 
-def _output_bytes(
-  cell: CellSpec, ops: tuple[tuple[Footprint, ...], ...]
-) -> int:
-  nodes = {
-    e.dst: found[0].out_bytes for e, found in zip(cell.edges, ops, strict=True)
+@functools.lru_cache(maxsize=64)
+def _apart(spec: NetworkSpec) -> dict[str, int]:
+  """Joined outputs that all readers want through ReLU: the first to read."""
+  joined = {cell.name for cell in spec.all_cells if cell.combine == 'concat'}
+  first: dict[str, int] = {}
+  for i, cell in enumerate(spec.all_cells):
+    for node, source in cell.inputs:
+      first.setdefault(source, i)
+      for edge, ops in zip(
+        cell.edges, _footprints(spec)[cell.name], strict=True
+      ):
+        raw = any(
+          op.is_identity or any(step.reads_input for step in op.steps)
+          for op in ops
+        )
+        if edge.src == node and (raw or len(ops) > 1):
+          joined.discard(source)
+  return {source: i for source, i in first.items() if source in joined}
+
+
+@functools.lru_cache(maxsize=64)
+def output_bytes(spec: NetworkSpec) -> dict[str, int]:
+  """Bytes of the image and of the outputs of all cells, by name."""
+  sizes = {IMAGE: FLOAT_BYTES * math.prod(spec.input_shape)}
+  for cell in spec.all_cells:
+    nodes = {
+      edge.dst: ops[0].out_bytes
+      for edge, ops in zip(
+        cell.edges, _footprints(spec)[cell.name], strict=True
+      )
+    }
+    parts = [nodes[n] for n in cell.outputs]
+    sizes[cell.name] = sum(parts) if cell.combine == 'concat' else max(parts)
+  return sizes
+
+
+@functools.lru_cache(maxsize=64)
+def _footprints(
+  spec: NetworkSpec,
+) -> dict[str, tuple[tuple[Footprint, ...], ...]]:
+  """Of each cell, by name: the ops of each edge."""
+  sites = {s.path: s for s in spec.sites()}
+  return {
+    cell.name: tuple(
+      tuple(footprint.of(sites[f'{cell.name}/{e.name}'], op) for op in e.ops)
+      for e in cell.edges
+    )
+    for cell in spec.all_cells
   }
-  sizes = [nodes[n] for n in cell.outputs]
-  return sum(sizes) if cell.combine == 'concat' else max(sizes)

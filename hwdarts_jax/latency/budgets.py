@@ -7,14 +7,15 @@ for (see `expectation`), in the unit that its name ends in:
     energy_mj       millijoules, by a predictor of a measured column of a table
     macs            multiply-accumulates of one image
     model_mb        megabytes (10^6) of the exported float32 .tflite file
-    peak_memory_mb  megabytes of the images that inference keeps at once, of
-                    float32 and one image at a time; see `activations`
+    peak_memory_mb  megabytes of the arena that holds the images of inference,
+                    of float32 and one at a time; see `arena`
 
-Each equals the cost of the architecture at one-hot gates. In spaces that can be
-enumerated the cost of every architecture is kept and contracted with the gates:
-the exact expectation. In others macs and model_mb are sums over ops, whose
-expectation is exact as well; peak_memory_mb is the approximation that
-`activations` tells of.
+In spaces that can be enumerated the cost of every architecture is kept and
+contracted with the gates: the exact expectation, which at one-hot gates is the
+cost itself. In others macs and model_mb are sums over ops, of which this holds
+as well. There peak_memory_mb is that of `activations`, an approximation inside;
+at one-hot gates it is what the images that are alive at once need, exactly, and
+the arena (`Budget.of`) may be larger by gaps that nothing fits.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -30,6 +32,7 @@ import numpy as np
 
 from hwdarts_jax.latency import (
   activations,
+  arena,
   cost,
   expectation,
   footprint,
@@ -55,6 +58,7 @@ _MB = 1e6
 # What a file spends on naming a tensor and the operation that writes it.
 _TENSOR_BYTES = 150
 _DRAWN = 1000  # architectures that the range of other spaces is taken from
+_DRAWN_PLANS = 32  # where each takes as long as laying out an arena
 _ROUNDS = 3  # of changing one edge after the other
 
 
@@ -84,8 +88,8 @@ class Budget:
     spec: whose gates it reads.
     predict: gates f[..., E, O] of each group -> expected cost f32[...];
       differentiable.
-    exact: cost f[N] of architectures f[N, E, O] of each group, if there is a
-      quicker way than `predict`.
+    exact: cost f[N] of architectures f[N, E, O] of each group, if there is
+      another way than `predict`.
   """
 
   name: str
@@ -130,7 +134,8 @@ class Budget:
       name: np.full(group.shape, 1 / group.shape[1])
       for name, group in self.spec.groups().items()
     }
-    drawn = sampling.draw(self.spec, uniform, _DRAWN, rng)
+    count = _DRAWN if self.exact is None else _DRAWN_PLANS
+    drawn = sampling.draw(self.spec, uniform, count, rng)
     costs = sign * self.costs(drawn)
     best = {name: d[costs.argmin()] for name, d in drawn.items()}
     least = float(costs.min())
@@ -241,9 +246,48 @@ def _model_mb(spec: NetworkSpec) -> Budget:
 
   name = 'model_mb'
   if is_enumerable(spec):
-    costs = np.asarray(predict(_float32(corners(spec))))
+    one_hot = corners(spec)
+    costs = np.asarray(predict(_float32(one_hot)), np.float64)
+    costs -= _merged_bytes(spec, one_hot) / _MB
     return Budget(name, NAMES[name], spec, contract(spec, costs))
   return Budget(name, NAMES[name], spec, predict)
+
+
+def _merged_bytes(
+  spec: NetworkSpec, one_hot: Mapping[str, np.ndarray]
+) -> np.ndarray:
+  """What files need less than the sum over ops, in bytes f[N].
+
+  Constants that are added at one node are one, those at nodes that depend on no
+  input are parts of others, and a chain of cells that only hand on their input
+  and add constants to it has one for all of them.
+  """
+  compiled = liveness.paid_ops(spec, one_hot, 'compiled')
+  pruned = liveness.paid_ops(spec, one_hot, 'pruned')
+  sizes = activations.output_bytes(spec)
+  dead = cost.tabulate(spec, _image_bytes, 'bytes')
+  sites = {(s.group, s.row): s for s in spec.sites()}
+  saved = np.zeros(len(next(iter(one_hot.values()))))
+  for name, group in spec.groups().items():
+    passes = np.array(
+      [
+        [footprint.of(sites[name, row], op).is_identity for op in group.ops]
+        for row in range(len(group.edges))
+      ]
+    )
+    images = (pruned[name] - compiled[name]) * dead.per_op[name]
+    only = ~(compiled[name] * ~passes).any((1, 2))
+    total = np.zeros(len(saved))
+    ends = np.array([dst for _, dst in group.edges])
+    for dst in np.unique(ends):
+      into = compiled[name][:, ends == dst].sum((1, 2))
+      only &= into <= 1
+      total += np.where(into > 0, images[:, ends == dst].max((1, 2)), 0)
+    runs = itertools.groupby(spec.all_cells, lambda c: (c.group, sizes[c.name]))
+    chains = sum(size for (own, size), _ in runs if own == name)
+    total = np.where(only & (total > 0), chains, total)
+    saved += images.sum((1, 2)) - total
+  return saved
 
 
 def _image_bytes(site: Site, op: str) -> float:
@@ -254,7 +298,7 @@ def _image_bytes(site: Site, op: str) -> float:
 
 def _peak_memory_mb(spec: NetworkSpec) -> Budget:
   def exact(one_hot: Mapping[str, np.ndarray]) -> np.ndarray:
-    return activations.of_architectures(spec, _float32(one_hot)) / _MB
+    return arena.arena_bytes(spec, _float32(one_hot)) / _MB
 
   def predict(gates: Gates) -> jax.Array:
     return activations.peak_bytes(spec, _arrays(gates)) / _MB

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple, TYPE_CHECKING
 
-from hwdarts_jax.latency.footprint import Footprint
 from hwdarts_jax.latency.images import (
   any_of,
   Chance,
@@ -12,6 +11,7 @@ from hwdarts_jax.latency.images import (
   Moves,
   none_of,
   Read,
+  Run,
 )
 
 if TYPE_CHECKING:
@@ -24,11 +24,10 @@ class Entry(NamedTuple):
   Attributes:
     schedule: of the cell.
     moves: where the node is computed instead, if it is.
-    runs: chance of each edge into the node to bring an image.
+    runs: chance of each edge into the node to bring an image or a constant.
     place: of the edge among them.
     into: numbers of these edges.
     needed: chance that the node is read.
-    constant: chance that a constant is added to it.
   """
 
   schedule: Schedule
@@ -37,7 +36,6 @@ class Entry(NamedTuple):
   place: int
   into: list[int]
   needed: Chance
-  constant: Chance
 
   def enter(self, image: Image) -> None:
     """Runs the op of the edge, and adds what it brings to the node."""
@@ -54,7 +52,12 @@ class Entry(NamedTuple):
         schedule.shared[key].writes.append((schedule.last_slot(number), chance))
       elif op.steps:
         computed = computed + chance
-        self._compute(op, chance)
+        moved = self._moved_alone
+        schedule.run(Run(number, edge.src, op, chance, moved, self.moves.slots))
+        end = len(op.steps) - 1
+        if op.out_step < end:  # the last steps add to what is there
+          at = schedule.last_slot(number) - end + op.out_step
+          image.writes.append((at, chance * (1 - self._prior)))
     self._place_image(image, computed)
     self._at_sum(image.writes, self._run * self._prior * self.needed)
 
@@ -75,7 +78,7 @@ class Entry(NamedTuple):
   @property
   def _moved_alone(self) -> Chance:
     """That its last operation is moved, there being nothing to add."""
-    alone = (1 - self._prior) * self._is_last * (1 - self.constant)
+    alone = (1 - self._prior) * self._is_last
     return self.moves.chance * alone
 
   def _at_sum(self, events: list, chance: Chance) -> None:
@@ -96,47 +99,27 @@ class Entry(NamedTuple):
       between = none_of(self.runs[self.place + 1 : place])
       other = self._replace(place=place)
       other._at_sum(events, first * between * self.runs[place])
-    end = self.schedule.add_slot(self.into[-1])
-    events.append((end, first * self._is_last * self.constant))
     target.reads += [Read(at, c) for at, c in events]
     others = [*self.runs[: self.place], *self.runs[self.place + 1 :]]
-    target.wants.append((None, chance * any_of([*others, self.constant])))
-
-  def _compute(self, op: Footprint, chance: Chance) -> None:
-    """The operations of an op; the last one may be moved."""
-    schedule, number = self.schedule, self.into[self.place]
-    moved, final = self._moved_alone, op.steps[-1]
-    schedule.want(number, op, chance)
-    schedule.run_steps(number, op, chance, op.steps[:-1])
-    at, relu_at = schedule.last_slot(number), number * schedule.width
-    source = schedule.nodes[schedule.layout.edges[number].src]
-    schedule.inner.append((at, chance * (1 - moved) * final.inner_bytes))
-    places = [(at, chance * (1 - moved))]
-    places += [(slot, chance * moved * c) for slot, c in self.moves.slots]
-    for slot, c in places:
-      if final.reads_input:
-        source.read(slot, c)
-      if final.reads_activated:
-        source.read(slot, c, relu_at)
-    if final.kept_bytes:
-      tail = schedule.new_image(chance * final.kept_bytes)
-      tail.writes = [(at, 1.0)]
-      tail.reads = [Read(slot, moved * c) for slot, c in self.moves.slots]
+    target.wants.append((None, chance * any_of(others)))
 
   def _place_image(self, image: Image, computed: Chance) -> None:
     """What was computed is the node, or is kept until it is added to it."""
     schedule, number = self.schedule, self.into[self.place]
-    earlier = [
-      schedule.chance_of(i, 'computes')
-      * schedule.fed[schedule.layout.edges[i].src]
-      for i in self.into[: self.place]
-    ]
-    first, moved = computed * none_of(earlier), self._moved_alone
+    # Before it, the node is there once something was computed, or added.
+    none: Chance = 1.0
+    one: Chance = 0.0
+    for place, run in zip(self.into, self.runs[: self.place], strict=False):
+      other = schedule.chance_of(place, 'computes')
+      made = other * schedule.fed[schedule.layout.edges[place].src]
+      none, one = none * (1 - run), one * (1 - run) + none * (run - made)
+    is_new = none + one
+    first, moved = computed * is_new, self._moved_alone
     image.writes.append((schedule.last_slot(number), first * (1 - moved)))
     image.writes += [(at, first * moved * c) for at, c in self.moves.slots]
-    if earlier:
+    if self.place:
       term = schedule.new_image(image.size)
-      term.writes = [(schedule.last_slot(number), computed * any_of(earlier))]
+      term.writes = [(schedule.last_slot(number), computed * (1 - is_new))]
       events: list[tuple[int, Chance]] = []
       self._at_sum(events, 1.0)
       term.reads = [Read(at, c) for at, c in events]

@@ -15,7 +15,7 @@ import collections
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax import lax
@@ -43,22 +43,30 @@ _PRODUCTS = ('conv_general_dilated', 'dot_general')
 _WINDOWS = ('reduce_window', 'reduce_window_max', 'reduce_window_sum')
 
 
-@dataclasses.dataclass(frozen=True)
-class Step:
-  """One operation of a runtime.
+class Step(NamedTuple):
+  """One operation of a runtime, by what it reads from outside the op.
 
   Attributes:
-    inner_bytes: of the images inside the op that it reads or that are still
-      needed; neither the input of the op, nor what the last step writes.
-    kept_bytes: of these the ones that it reads itself.
     reads_input: whether it reads the input of the op.
     reads_activated: whether it reads the ReLU of the input.
   """
 
-  inner_bytes: int
-  kept_bytes: int
   reads_input: bool
   reads_activated: bool
+
+
+class Inner(NamedTuple):
+  """An image inside an op, needed from one of its steps to another.
+
+  Attributes:
+    size: bytes.
+    first: step that writes it.
+    last: the last step that reads it.
+  """
+
+  size: int
+  first: int
+  last: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,17 +76,32 @@ class Footprint:
   Attributes:
     steps: operations in the order in which they run; none where the op hands
       on its input, or zeros.
+    inner: images inside the op.
     out_bytes: of the image that it writes.
+    out_step: the first step that writes to it; the last one, unless that adds
+      something to it.
     constant_bytes: of kernels and biases.
     num_tensors: constants and images that a file has to name.
     is_zero: whether it adds nothing.
   """
 
   steps: tuple[Step, ...]
+  inner: tuple[Inner, ...]
   out_bytes: int
+  out_step: int
   constant_bytes: int
   num_tensors: int
   is_zero: bool
+
+  def inner_bytes(self, step: int) -> int:
+    """Of the images inside the op that are there during a step."""
+    return sum(i.size for i in self.inner if i.first <= step <= i.last)
+
+  @property
+  def kept_bytes(self) -> int:
+    """Of the images inside the op that the last step reads."""
+    end = len(self.steps) - 1
+    return sum(i.size for i in self.inner if i.first < end == i.last)
 
   @property
   def is_identity(self) -> bool:
@@ -255,34 +278,25 @@ class _Trace:
     self, out: int | None, out_bytes: int, is_zero: bool
   ) -> Footprint:
     """What was traced, seen from outside."""
-    last_read = {
-      i: at for at, step in enumerate(self._instructions) for i in step.reads
-    }
-    born: dict[int, int] = {}
+    ends, first = {}, dict[int, int]()
     for at, step in enumerate(self._instructions):
-      born.setdefault(step.writes, at)
-    steps = []
-    end = len(self._instructions) - 1
-    for at, step in enumerate(self._instructions):
-      live = {
-        i
-        for i, start in born.items()
-        if start <= at <= (end if i == out else last_read.get(i, -1))
-      } | ({step.writes} if at < end else set())
-      if at == end:
-        live -= {out}
-      own = [i for i in step.reads if i >= 0 and i != out]
-      steps.append(
-        Step(
-          sum(self._bytes[i] for i in live),
-          sum(self._bytes[i] for i in set(own)),
-          _RAW in step.reads,
-          _ACTIVATED in step.reads,
-        )
-      )
+      first.setdefault(step.writes, at)
+      ends[step.writes] = at
+      ends.update(dict.fromkeys(step.reads, at))
+    inner = tuple(
+      Inner(self._bytes[i], start, ends[i])
+      for i, start in first.items()
+      if i != out
+    )
+    steps = tuple(
+      Step(_RAW in step.reads, _ACTIVATED in step.reads)
+      for step in self._instructions
+    )
     return Footprint(
-      tuple(steps),
+      steps,
+      inner,
       out_bytes,
+      first.get(-3 if out is None else out, 0),
       self._constant_bytes,
       self._num_constants + len(steps),
       is_zero,

@@ -9,6 +9,8 @@ import dataclasses
 import functools
 from typing import Any, NamedTuple
 
+from hwdarts_jax.latency.footprint import Footprint
+
 Chance = Any  # f[...] of gates f[..., E, O], or a number
 
 
@@ -76,3 +78,23 @@ class Moves(NamedTuple):
 
   chance: Chance
   slots: tuple[tuple[int, Chance], ...]
+
+
+class Run(NamedTuple):
+  """An op runs.
+
+  Attributes:
+    number: of its edge.
+    source: node that it reads.
+    op: what it asks of memory.
+    chance: that it runs.
+    moved: chance that its last operation is moved, if it runs.
+    slots: where to, with chances.
+  """
+
+  number: int
+  source: int
+  op: Footprint
+  chance: Chance
+  moved: Chance = 0.0
+  slots: tuple[tuple[int, Chance], ...] = ()

@@ -17,12 +17,14 @@ from hwdarts_jax.latency.images import (
   Moves,
   none_of,
   Read,
+  Run,
 )
 from hwdarts_jax.spaces.spec import EdgeSpec
 
 KINDS = {
   'does': lambda op: not op.is_zero,
   'computes': lambda op: bool(op.steps) and not op.is_shared,
+  'passes': lambda op: op.is_identity,
   'has_constants': lambda op: bool(op.constant_bytes),
 }
 
@@ -39,6 +41,8 @@ class Layout(NamedTuple):
     joins: whether they are concatenated.
     source_bytes: of each source.
     stays: whether each source is read by a later cell as well.
+    apart: whether the ReLU of each source is an operation of its own, made in
+      this cell for later ones as well: nothing computes a joined image with it.
     outside_bytes: of all other images that are kept meanwhile.
   """
 
@@ -50,6 +54,7 @@ class Layout(NamedTuple):
   joins: bool
   source_bytes: tuple[int, ...]
   stays: tuple[bool, ...]
+  apart: tuple[bool, ...]
   outside_bytes: int
 
 
@@ -67,31 +72,44 @@ class Schedule:
     self.width = 2 + max(steps, default=0)
     self.end = len(layout.edges) * self.width
     self.images: list[Image] = []
-    self.inner: list[tuple[int, Chance]] = []
+    self.runs: list[Run] = []
+    self._tails: list[Image] = []
     sources = [self.new_image(size, given=True) for size in layout.source_bytes]
     self.sources = sources
     self.nodes = {node: sources[i] for node, i in layout.inputs}
     for edge, found in zip(layout.edges, layout.ops, strict=True):
       if edge.dst not in self.nodes:
         self.nodes[edge.dst] = self.new_image(found[0].out_bytes)
+    self.activated: dict[int, Image] = {}
     self.shared: dict[tuple[int, str, int], Image] = {}
     self.of_shared: dict[tuple[int, str, int], Footprint] = {}
     self.fed = self._feed()
+    # By image: the images that it is instead, with chances.
     self.handed: dict[int, list[tuple[Image, Chance]]] = {}
     self._close_all()
 
   def peak(self) -> Any:
     """The most bytes that are alive at once, f[...]."""
-    total = self.spread(float(self.layout.outside_bytes))[..., None]
-    for image in self.images:
-      alive = self.alive(image, self.end + 1)
+    layout = self.layout
+    total = self.spread(float(layout.outside_bytes))[..., None]
+    for image in (*self.images, *self._tails):
+      alive = self.alive(image)
       if alive is not None:
         total = total + self.spread(image.size)[..., None] * alive
-    for at in sorted({at for at, _ in self.inner}):
-      extra = sum(c for a, c in self.inner if a == at)
+    inner: dict[int, Chance] = {}
+    for run in self.runs:
+      end = len(run.op.steps) - 1
+      for step in range(end + 1):
+        there = run.chance * (1 - run.moved if step == end else 1.0)
+        at = self.last_slot(run.number) - end + step
+        size = run.op.inner_bytes(step)
+        inner[at] = inner.get(at, 0.0) + there * size
+    if layout.joins:
+      inner[self.end] = sum(self.nodes[node].size for node in layout.outputs)
+    for at, size in inner.items():
       row = np.zeros((1,) * len(self._shape()) + (self.end + 1,), np.float32)
       row[..., at] = 1
-      total = total + self.spread(extra)[..., None] * row
+      total = total + self.spread(size)[..., None] * row
     return total.max(-1)
 
   def _close_all(self) -> None:
@@ -100,19 +118,21 @@ class Schedule:
     for node in layout.outputs:
       self.nodes[node].read(self.end, 1.0)
       self.nodes[node].wants.append((None, 1.0))
-    if layout.joins:
-      out = sum(self.nodes[node].size for node in layout.outputs)
-      self.inner.append((self.end, out))
     last = {edge.dst: i for i, edge in enumerate(layout.edges)}
     for node in sorted(last, key=lambda n: -last[n]):
       self._close_shared(node)
       self._close_node(node)
     for node, _ in layout.inputs:
       self._close_shared(node)
-    for image, stays in zip(self.sources, layout.stays, strict=True):
+    for image, stays, apart in zip(
+      self.sources, layout.stays, layout.apart, strict=True
+    ):
+      if apart:
+        image.wants.append((None, 1.0))
       self._close(image, 1.0)
       if stays:
-        image.read(self.end, 1.0)
+        kept = self.activated[id(image)] if apart else image
+        kept.read(self.end, 1.0)
 
   def new_image(self, size: Chance, given: bool = False) -> Image:
     """An image that is there in the beginning, or else is written."""
@@ -142,43 +162,84 @@ class Schedule:
 
   def _close_shared(self, node: int) -> None:
     """Runs ops without params that read a node, each once."""
-    for key, image in self.shared.items():
+    for key, image in list(self.shared.items()):
       if key[0] != node:
         continue
+      self._hand_to_equal(key, image)
+      moves = self._close(image, 1.0)
       before: list[Chance] = []
-      for number in sorted({at for at, _ in image.writes}):
-        chance = any_of([c for at, c in image.writes if at == number])
-        edge = number // self.width
-        self._run(edge, self.of_shared[key], chance * none_of(before))
+      for at in sorted({at for at, _ in image.writes}):
+        chance = any_of([c for slot, c in image.writes if slot == at])
+        once = chance * none_of(before)
+        edge, op = at // self.width, self.of_shared[key]
+        self.run(Run(edge, node, op, once, moves.chance, moves.slots))
         before.append(chance)
-      self._close(image, 1.0)
+      image.writes = [
+        (at, c * (1 - moves.chance)) for at, c in image.writes
+      ] + [(at, moves.chance * c) for at, c in moves.slots]
 
-  def _run(self, number: int, op: Footprint, chance: Chance) -> None:
-    """Enters the operations of an op, but not what it writes."""
-    self.run_steps(number, op, chance, op.steps)
-    self.want(number, op, chance)
+  def _hand_to_equal(self, key: tuple[int, str, int], image: Image) -> None:
+    """Where the node is another one, so is what is made of it."""
+    into, runs = self._entering(key[0])
+    for place, number in enumerate(into):
+      edge = self.layout.edges[number]
+      alone = none_of(runs[:place] + runs[place + 1 :])
+      part = self.chance_of(number, 'passes') * self.fed[edge.src] * alone
+      equal = self._share((edge.src, *key[1:]), self.of_shared[key])
+      equal.writes += [(at, c * part) for at, c in image.writes]
+      self._hand(image, equal, part)
+    other = none_of([part for _, part in self.handed.get(id(image), [])])
+    image.writes = [(at, c * other) for at, c in image.writes]
 
-  def run_steps(
-    self, number: int, op: Footprint, chance: Chance, steps
-  ) -> None:
-    """Enters operations of an op: what they read, and images inside the op."""
-    source = self.nodes[self.layout.edges[number].src]
-    relu_at = number * self.width
-    for i, step in enumerate(steps):
-      at = self.last_slot(number) - len(op.steps) + 1 + i
-      self.inner.append((at, chance * step.inner_bytes))
-      if step.reads_input:
-        source.read(at, chance)
-      if step.reads_activated:
-        source.read(at, chance, relu_at)
+  def _hand(self, image: Image, target: Image, part: Chance) -> None:
+    """An image is another one with a chance: who reads it reads that."""
+    self.handed.setdefault(id(image), []).append((target, part))
+    target.reads += [r._replace(chance=r.chance * part) for r in image.reads]
+    target.wants += [(r, c * part) for r, c in image.wants]
 
-  def want(self, number: int, op: Footprint, chance: Chance) -> None:
-    """Enters that an edge wants its source, in the forms that its op reads."""
-    source = self.nodes[self.layout.edges[number].src]
+  def _share(self, key: tuple[int, str, int], op: Footprint) -> Image:
+    """The image of an op without params on a node."""
+    if key not in self.shared:
+      self.shared[key] = self.new_image(op.out_bytes)
+      self.of_shared[key] = op
+    return self.shared[key]
+
+  def _entering(self, node: int) -> tuple[list[int], list[Chance]]:
+    """Edges into a node, and their chances to bring an image or a constant."""
+    into = [i for i, e in enumerate(self.layout.edges) if e.dst == node]
+    fed = [self.fed[self.layout.edges[i].src] for i in into]
+    runs = [
+      self.chance_of(i, 'does') * f
+      + self.chance_of(i, 'has_constants') * (1 - f)
+      for i, f in zip(into, fed, strict=True)
+    ]
+    return into, runs
+
+  def run(self, run: Run) -> None:
+    """Enters the operations of an op: all but what it writes."""
+    self.runs.append(run)
+    number, op = run.number, run.op
+    source = self.nodes[run.source]
+    last, relu_at = self.last_slot(number), number * self.width
+    for i, step in enumerate(op.steps):
+      at = last - len(op.steps) + 1 + i
+      places = [(at, run.chance)]
+      if at == last:
+        places = [(at, run.chance * (1 - run.moved))]
+        places += [(s, run.chance * run.moved * c) for s, c in run.slots]
+      for slot, chance in places:
+        if step.reads_input:
+          source.read(slot, chance)
+        if step.reads_activated:
+          source.read(slot, chance, relu_at)
     if any(step.reads_input for step in op.steps):
-      source.wants.append((None, chance))
+      source.wants.append((None, run.chance))
     if any(step.reads_activated for step in op.steps):
-      source.wants.append((number * self.width, chance))
+      source.wants.append((relu_at, run.chance))
+    if op.kept_bytes and run.slots:
+      tail = Image(run.chance * op.kept_bytes, [(last, 1.0)])
+      tail.reads = [Read(slot, run.moved * c) for slot, c in run.slots]
+      self._tails.append(tail)
 
   def last_slot(self, number: int) -> int:
     """Slot of the last operation of an edge."""
@@ -198,6 +259,7 @@ class Schedule:
       slots.append((at, chance * none_of(before)))
       before.append(chance)
     copy = self.new_image(image.size)
+    self.activated[id(image)] = copy
     own = []
     for read in image.reads:
       if read.relu_at is None:
@@ -212,36 +274,20 @@ class Schedule:
 
   def _close_node(self, node: int) -> None:
     """Runs the edges into a node, all readers of the node being known."""
-    layout, image = self.layout, self.nodes[node]
-    into = [i for i, e in enumerate(layout.edges) if e.dst == node]
-    runs = [
-      self.chance_of(i, 'does') * self.fed[layout.edges[i].src] for i in into
-    ]
-    constant = any_of(
-      [
-        self.chance_of(i, 'has_constants') * (1 - self.fed[layout.edges[i].src])
-        for i in into
-      ]
-    )
+    image = self.nodes[node]
+    into, runs = self._entering(node)
     needed = any_of([c for _, c in image.wants])
-    reads, wants = image.reads, image.wants
     handed: Chance = 0.0  # it is the image of another node
     for place, number in enumerate(into):
       others = runs[:place] + runs[place + 1 :]
-      alone = none_of([*others, constant])
+      alone = none_of(others)
       for target, chance in self.targets(number):
         part = chance * alone
-        self.handed.setdefault(node, []).append((target, part))
+        self._hand(image, target, part)
         handed = handed + part
-        target.reads += [r._replace(chance=r.chance * part) for r in reads]
-        target.wants += [(r, c * part) for r, c in wants]
     moves = self._close(image, 1 - handed)
     for place in range(len(into)):
-      Entry(self, moves, runs, place, into, needed, constant).enter(image)
-    if into:
-      image.writes.append(
-        (self.add_slot(into[-1]), constant * any_of(runs) * needed)
-      )
+      Entry(self, moves, runs, place, into, needed).enter(image)
 
   def targets(self, number: int) -> list[tuple[Image, Chance]]:
     """Images that an edge may hand on as they are, with chances."""
@@ -253,17 +299,14 @@ class Schedule:
         targets.append((self.nodes[edge.src], chance))
       elif op.is_shared:
         key = edge.src, edge.ops[column], edge.stride
-        if key not in self.shared:
-          self.shared[key] = self.new_image(op.out_bytes)
-          self.of_shared[key] = op
-        targets.append((self.shared[key], chance))
+        targets.append((self._share(key, op), chance))
     return targets
 
-  def alive(self, image: Image, count: int) -> Any:
+  def alive(self, image: Image) -> Any:
     """Chance that an image is alive in each slot, f[..., S]; None: never."""
     if not image.reads or not (image.writes or image.is_given):
       return None
-    slots = np.arange(count)
+    slots = np.arange(self.end + 1)
     # A sum is written over one of its terms: after it, there is one less.
     adds = slots % self.width == self.width - 1
     reads = [(r.at, r.chance) for r in image.reads]
