@@ -32,6 +32,11 @@ def beta_decay(
   space in the paper, after 100 and 50 epochs. The mean is over the edges of
   all groups at once.
 
+  It also lowers the alphas of an edge together, without end unless
+  ``alphas_optimizer.weight_decay`` holds them. A softmax does not see that;
+  the relaxations `sigmoid` and `dirichlet` do, whose gates fade or become
+  one-hot: take another regularizer with those.
+
   Args:
     alphas: for each group f[E, O].
     progress: 0 at the first step of the search, 1 at the last.
