@@ -43,6 +43,7 @@ _NOT_JOBS = (
   'accuracy',
   'common',
   'diagnose',
+  'energy',
   'evaluate_report',
   'export_measure',
   'export_report',

@@ -119,3 +119,49 @@ def test_unknown_and_unmeasured_costs_are_refused():
   for name in ('energy_mj', 'latency_ms'):
     with pytest.raises(ValueError, match=f'{name}.*needs a predictor'):
       budgets.make(name, CELLS)
+
+
+def exported(spec, genotype):
+  convert = pytest.importorskip('hwdarts_jax.harness.convert')
+  pytest.importorskip('litert_converter')
+  network = discretize.discretize(spec, genotype)
+  return convert.convert(
+    convert.network(network), network.input_shape, convert.Target()
+  ).data
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    # One that hands on, one that pools twice, one whose op is fed by nothing.
+    '|skip_connect~0|+|none~0|avg_pool_3x3~1|'
+    '+|none~0|skip_connect~1|avg_pool_3x3~2|',
+    '|skip_connect~0|+|avg_pool_3x3~0|avg_pool_3x3~1|'
+    '+|nor_conv_1x1~0|nor_conv_1x1~1|nor_conv_3x3~2|',
+    '|none~0|+|skip_connect~0|nor_conv_1x1~1|'
+    '+|nor_conv_3x3~0|nor_conv_3x3~1|skip_connect~2|',
+    '|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|'
+    '+|avg_pool_3x3~0|avg_pool_3x3~1|none~2|',
+  ],
+)
+def test_memory_and_size_are_those_of_litert(text):
+  """Of this small network names are much of the file: 15 %, not 10."""
+  execute = pytest.importorskip('hwdarts_jax.harness.execute')
+  genotype = arch(text)
+  data = exported(CELLS, genotype)
+  memory = budget('peak_memory_mb').of(genotype) * 1e6
+  np.testing.assert_allclose(memory, execute.arena_bytes(data), rtol=0.02)
+  size = budget('model_mb').of(genotype) * 1e6
+  np.testing.assert_allclose(size, len(data), rtol=0.15)
+
+
+@pytest.mark.parametrize('seed', [0, 1])
+def test_memory_of_a_space_that_drops_edges_is_that_of_litert(seed):
+  execute = pytest.importorskip('hwdarts_jax.harness.execute')
+  genotype = drawn(KEEPING, seed)
+  arena = execute.arena_bytes(exported(KEEPING, genotype))
+  found = budget('peak_memory_mb', KEEPING)
+  np.testing.assert_allclose(found.of(genotype) * 1e6, arena, rtol=0.1)
+  one_hot = discretize.one_hot(KEEPING, genotype)
+  # What is alive at once can be no more than what is laid out.
+  assert float(found(one_hot)) <= found.of(genotype) * (1 + 1e-6)

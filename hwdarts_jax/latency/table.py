@@ -177,6 +177,37 @@ class LatencyTable:
         f'them: {MEASURE_COMMAND}'
       )
 
+  def energy(self) -> LatencyTable:
+    """The table of the millijoules that were measured, as if they were ms.
+
+    Raises:
+      ValueError: none were.
+    """
+    entries = {
+      key: dataclasses.replace(e, value_ms=e.energy_mj)
+      for key, e in self.entries.items()
+      if e.energy_mj is not None
+    }
+    networks = tuple(
+      dataclasses.replace(r, value_ms=r.energy_mj)
+      for r in self.networks
+      if r.energy_mj is not None
+    )
+    series = self.series
+    if series is not None:
+      energy = series.energy_mj or ()
+      has_any = any(e is not None for e in energy)
+      series = dataclasses.replace(series, value_ms=energy) if has_any else None
+    if not (entries or networks or series):
+      raise ValueError(
+        f'energy_mj cannot be bounded on {self.device!r}: its latency table '
+        'has no column energy_mj. Nothing here measures energy; enter what a '
+        'power meter says for the entries, networks or series of the table.'
+      )
+    return dataclasses.replace(
+      self, entries=entries, networks=networks, series=series
+    )
+
   def measured_networks(
     self, spec: NetworkSpec
   ) -> tuple[tuple[Genotype, ...], np.ndarray]:

@@ -126,6 +126,7 @@ def _check_entry(entry: Entry, where: str) -> None:
     entry.value_ms,
     'a finite number of milliseconds, at least 0',
   )
+  _check_energy(entry.energy_mj, f'{where}.energy_mj')
   _check_count(entry.repeats, f'{where}.repeats')
   _check_count(entry.rounds, f'{where}.rounds')
   _check_spread(entry.spread_ms, f'{where}.spread_ms')
@@ -145,6 +146,7 @@ def _check_row(row: NetworkRow, where: str) -> None:
     'a NetworkRow',
   )
   _check_network_ms(row.value_ms, f'{where}.value_ms')
+  _check_energy(row.energy_mj, f'{where}.energy_mj')
   _check_count(row.repeats, f'{where}.repeats')
   _check_spread(row.spread_ms, f'{where}.spread_ms')
   check(
@@ -177,6 +179,15 @@ def _check_series(table: LatencyTable, series: Series) -> None:
     'all null',
     'a measurement in at least one place',
   )
+  if series.energy_mj is not None:
+    check(
+      len(series.energy_mj) == count,
+      'length of series.energy_mj',
+      len(series.energy_mj),
+      f'{count}, like that of series.value_ms',
+    )
+    for i, energy in enumerate(series.energy_mj):
+      _check_energy(energy, f'series.energy_mj[{i}]')
   _check_count(series.repeats, 'series.repeats')
   _check_spread(series.spread_ms, 'series.spread_ms')
 
@@ -185,6 +196,15 @@ def _check_network_ms(value: Any, where: str) -> None:
   # A table of 15,625 numbers calls this: build the place only on failure.
   if not (is_number(value) and value > 0):
     check(False, where, value, 'a finite number of milliseconds, above 0')
+
+
+def _check_energy(value: Any, where: str) -> None:
+  check(
+    value is None or is_number(value),
+    where,
+    value,
+    'a finite number of millijoules, at least 0, or null if it is not known',
+  )
 
 
 def _check_count(value: Any, where: str) -> None:

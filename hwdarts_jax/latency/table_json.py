@@ -16,6 +16,8 @@ from hwdarts_jax.spaces.spec import Genotype
 if TYPE_CHECKING:
   from hwdarts_jax.latency.table import LatencyTable
 
+ENERGY = 'energy_mj'  # the one column that a file may lack
+
 
 def parse(data: bytes) -> Any:
   """The JSON value in `data`; ValueError if there is none."""
@@ -62,6 +64,8 @@ def to_dict(table: LatencyTable) -> dict[str, Any]:
       **_row_to_dict(table.series),
       'value_ms': [_shortest(v) for v in table.series.value_ms],
     }
+    if table.series.energy_mj is not None:
+      data['series'][ENERGY] = [_shortest(v) for v in table.series.energy_mj]
   return data
 
 
@@ -108,7 +112,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _row_to_dict(row: Entry | NetworkRow | Series) -> dict[str, Any]:
   return {
-    f.name: _shortest(getattr(row, f.name)) for f in dataclasses.fields(row)
+    f.name: _shortest(getattr(row, f.name))
+    for f in dataclasses.fields(row)
+    # Most tables have no such column, and are what they were without it.
+    if f.name != ENERGY or row.energy_mj is not None
   }
 
 
@@ -143,6 +150,11 @@ def _series_from_dict(data: Any, space: str) -> Series:
     'a list',
   )
   data['value_ms'] = tuple(data['value_ms'])
+  if data.get(ENERGY) is not None:
+    check(
+      isinstance(data[ENERGY], list), f'series.{ENERGY}', data[ENERGY], 'a list'
+    )
+    data[ENERGY] = tuple(data[ENERGY])
   return Series(**data)
 
 
@@ -150,7 +162,8 @@ def _fields(cls: type, data: Any, where: str) -> Mapping[str, Any]:
   """Returns `data` if it has the fields of a dataclass and no others."""
   names = {f.name for f in dataclasses.fields(cls)}
   check(isinstance(data, Mapping), where, data, 'a JSON object')
-  missing, unknown = sorted(names - set(data)), sorted(set(data) - names)
+  missing = sorted(names - set(data) - {ENERGY})
+  unknown = sorted(set(data) - names)
   if missing or unknown:
     raise ValueError(
       f'{where} lacks the fields {missing} and has the unknown '

@@ -24,6 +24,7 @@ class Entry:
     spread_ms: difference between the slowest and the fastest round in
       milliseconds, or None if unknown.
     noisy: whether the rounds still disagreed after all re-measurements.
+    energy_mj: millijoules of one run, or None if they were not measured.
   """
 
   value_ms: float
@@ -31,6 +32,7 @@ class Entry:
   rounds: int | None
   spread_ms: float | None
   noisy: bool = False
+  energy_mj: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,7 @@ class NetworkRow:
     repeats: timed runs, or None if unknown.
     spread_ms: as in `Entry`.
     spec_hash: `NetworkSpec.spec_hash` of the space it was deployed from.
+    energy_mj: as in `Entry`.
   """
 
   genotype: Genotype
@@ -50,6 +53,7 @@ class NetworkRow:
   repeats: int | None
   spread_ms: float | None
   spec_hash: str
+  energy_mj: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +65,11 @@ class Series:
       was not measured.
     repeats: timed runs of each, or None if unknown.
     spread_ms: as in `Entry`, typical of the series, or None if unknown.
+    energy_mj: millijoules of each, in the same order; None where, or if, they
+      were not measured.
   """
 
   value_ms: tuple[float | None, ...]
   repeats: int | None = None
   spread_ms: float | None = None
+  energy_mj: tuple[float | None, ...] | None = None
