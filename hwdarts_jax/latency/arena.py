@@ -10,6 +10,7 @@ peak of `activations`, whose schedule it follows.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -274,17 +275,18 @@ def _plan(places: list[_Place]) -> int:
   forever = [p for p in places if p.last == _FOREVER]
   others = [p for p in places if p.last != _FOREVER]
   others.sort(key=lambda p: (-p.size, p.first))
-  taken: list[tuple[int, int, _Place]] = []
+  taken: list[tuple[int, int, int, int]] = []  # in the order of their starts
+  top = 0
   for place in (*forever, *others):
     size = -(-place.size // _ALIGNMENT) * _ALIGNMENT
-    at, gap, end = None, _FOREVER, 0
-    for start, stop, other in taken:  # in the order of their starts
-      if other.first > place.last or other.last < place.first:
+    at, gap, end = _NEVER, _FOREVER, 0
+    for start, stop, first, last in taken:
+      if first > place.last or last < place.first:
         continue
       if size <= start - end < gap:
         at, gap = end, start - end
       end = max(end, stop)
-    start = end if at is None else at
-    taken.append((start, start + size, place))
-    taken.sort(key=lambda t: t[0])
-  return max(stop for _, stop, _ in taken)
+    start = end if at == _NEVER else at
+    bisect.insort(taken, (start, start + size, place.first, place.last))
+    top = max(top, start + size)
+  return top

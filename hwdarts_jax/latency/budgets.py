@@ -249,7 +249,8 @@ def _model_mb(spec: NetworkSpec) -> Budget:
     one_hot = corners(spec)
     costs = np.asarray(predict(_float32(one_hot)), np.float64)
     costs -= _merged_bytes(spec, one_hot) / _MB
-    return Budget(name, NAMES[name], spec, contract(spec, costs))
+    mean, find = contract(spec, costs), _finder(spec, costs)
+    return Budget(name, NAMES[name], spec, mean, find)
   return Budget(name, NAMES[name], spec, predict)
 
 
@@ -305,9 +306,26 @@ def _peak_memory_mb(spec: NetworkSpec) -> Budget:
 
   name = 'peak_memory_mb'
   if is_enumerable(spec):
-    mean = contract(spec, exact(corners(spec)))
-    return Budget(name, NAMES[name], spec, mean, exact)
+    costs = exact(corners(spec))
+    mean, find = contract(spec, costs), _finder(spec, costs)
+    return Budget(name, NAMES[name], spec, mean, find)
   return Budget(name, NAMES[name], spec, predict, exact)
+
+
+def _finder(
+  spec: NetworkSpec, costs: np.ndarray
+) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
+  """Finds the costs of architectures among those f[N] of all of them."""
+
+  def find(one_hot: Mapping[str, np.ndarray]) -> np.ndarray:
+    number: Any = 0
+    for name, group in spec.groups().items():
+      columns = np.asarray(one_hot[name]).argmax(-1)
+      for row in range(len(group.edges)):
+        number = number * len(group.ops) + columns[..., row]
+    return costs[number]
+
+  return find
 
 
 def contract(
