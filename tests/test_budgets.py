@@ -165,3 +165,37 @@ def test_memory_of_a_space_that_drops_edges_is_that_of_litert(seed):
   one_hot = discretize.one_hot(KEEPING, genotype)
   # What is alive at once can be no more than what is laid out.
   assert float(found(one_hot)) <= found.of(genotype) * (1 + 1e-6)
+
+
+def test_a_binding_memory_budget_changes_the_genotype_and_is_met():
+  """By its gradient alone: from alphas that want what takes most memory."""
+  found = budget('peak_memory_mb')
+  one_hot = corner.corners(CELLS)['cell']
+  connected = liveness.is_connected(CELLS, {'cell': one_hot})
+  costs = np.where(connected, found.costs({'cell': one_hot}), -np.inf)
+  wanted = one_hot[costs.argmax()].astype(np.float32)
+  target = float(np.median(costs[connected]))
+  assert target < costs.max()
+
+  @jax.jit
+  def step(alphas, multiplier):
+    def loss(alphas):
+      gates = jax.nn.softmax(alphas)
+      expected = found({'cell': gates})
+      value = -(gates * wanted).sum() + multiplier * expected / target
+      return value, expected
+
+    grads, expected = jax.grad(loss, has_aux=True)(alphas)
+    return alphas - grads, expected
+
+  def search(ascent):
+    alphas, multiplier = np.zeros_like(wanted), 0.0
+    for _ in range(300):
+      alphas, expected = step(alphas, multiplier)
+      multiplier = max(0.0, multiplier + ascent * float(expected / target - 1))
+    return discretize.derive(CELLS, {'cell': np.asarray(alphas)})
+
+  free, bound = search(0.0), search(1.0)
+  assert found.of(free) == pytest.approx(costs.max())
+  assert bound != free
+  assert found.of(bound) <= target
