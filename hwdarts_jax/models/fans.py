@@ -11,7 +11,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
-from hwdarts_jax.models import mixing
+from hwdarts_jax.models import convs, mixing
 from hwdarts_jax.models import op as op_lib
 
 Tree = Any
@@ -50,16 +50,19 @@ class _Chain(NamedTuple):
   Attributes:
     name: of the op.
     stages: one or more.
-    params: of the op, f[E, ...].
     gates: f32[G or 1, E].
-    kernel: of the first convolution, f[E, K, K, C, features].
+    kernels: of each stage, f[E, K, K, C, features].
   """
 
   name: str
   stages: tuple[op_lib.Stage, ...]
-  params: Tree
   gates: jax.Array
-  kernel: jax.Array
+  kernels: tuple[jax.Array, ...]
+
+  @property
+  def window(self) -> int:
+    """Width of the first kernel."""
+    return self.kernels[0].shape[1]
 
   def norm(self, i: int) -> Path:
     """Keys of the statistics of a stage."""
@@ -75,14 +78,16 @@ class Fan:
     stride: of the edges.
     context: settings shared by all ops.
     mode: how the pass goes.
-    params: of each op, f[E, ...].
-    stats: likewise.
+    kernels: what `kernels` returns.
+    params: of each other op, f[E, ...].
+    stats: of each op, f[E, ...].
   """
 
   features: int = struct.field(pytree_node=False)
   stride: int = struct.field(pytree_node=False)
   context: op_lib.Context = struct.field(pytree_node=False)
   mode: Mode = struct.field(pytree_node=False)
+  kernels: Mapping[str, tuple[jax.Array, ...]]
   params: Mapping[str, Any]
   stats: Mapping[str, Any]
 
@@ -103,9 +108,7 @@ class Fan:
       in_shape = x.shape[1], x.shape[2], x.shape[3]
       stages, shared = op.stages(in_shape), op.shared(in_shape)
       if stages:
-        params = self.params[name]
-        kernel = jax.vmap(stages[0].kernel)(params)
-        chains.append(_Chain(name, stages, params, gate, kernel))
+        chains.append(_Chain(name, stages, gate, self.kernels[name]))
       elif shared is not None:
         norms = ((name, *shared.norm),) if shared.norm else ()
         y = self._five(shared.function(x), 1, 1)
@@ -132,10 +135,11 @@ class Fan:
     Returns:
       New statistics of all stages but the last.
     """
-    widest = max(chains, key=lambda c: c.kernel.shape[1])
-    window, count = widest.kernel.shape[1], widest.kernel.shape[0]
+    widest = max(chains, key=lambda c: c.window)
+    count = len(widest.kernels[0])
     kernel = jnp.concatenate(
-      [_beside(_padded(c.kernel, window)) for c in chains], axis=-1
+      [convs.beside(convs.padded(c.kernels[0], widest.window)) for c in chains],
+      axis=-1,
     )
     y = self._five(self._conv(x, kernel, widest.stages[0]), len(chains), count)
     if len(widest.stages) == 1:
@@ -145,7 +149,7 @@ class Fan:
     hs, new = self._norm_relu(y, tuple(c.norm(0) for c in chains))
     for chain, h in zip(chains, hs, strict=True):
       for i, stage in enumerate(chain.stages[1:], start=1):
-        kernel = _diagonal(jax.vmap(stage.kernel)(chain.params))
+        kernel = convs.diagonal(chain.kernels[i])
         h = h.reshape(x.shape[0], *self._size(x), kernel.shape[2])
         y = self._five(self._conv(h, kernel, stage), 1, count)
         if i + 1 < len(chain.stages):
@@ -189,12 +193,10 @@ class Fan:
 
   def _conv(self, x, kernel, stage: op_lib.Stage):
     """A dense convolution; of two batches only the first trains its kernel."""
-    run = functools.partial(_convolve, stage)
-    kernel = kernel.astype(self.context.dtype)
     if self.mode.halves:
-      y = _convolve_pair(run, self.mode.groups // 2, x, kernel)
+      y = convs.convolve_pair(stage, self.mode.groups // 2, x, kernel)
     else:
-      y = run(x, kernel)
+      y = convs.convolve(stage, x, kernel)
     return checkpoint_name(y, CONV)
 
   def _by_itself(self, op: op_lib.Op, name: str, x, count: int):
@@ -215,7 +217,7 @@ class Fan:
     Raises:
       ValueError: B is not divisible by the number of groups.
     """
-    check_groups(y.shape[0], self.mode.groups)
+    convs.check_groups(y.shape[0], self.mode.groups)
     channels = y.shape[-1] // (num_ops * count)
     return y.reshape(self.mode.groups, -1, num_ops, count, channels)
 
@@ -229,12 +231,39 @@ def evaluate(fan: Fan, x: jax.Array, gates: Mapping[str, jax.Array]):
   return fan(x, gates)
 
 
-def check_groups(batch: int, groups: int) -> None:
-  """Raises ValueError if a batch cannot be cut into groups."""
-  if batch % groups:
-    raise ValueError(
-      f'batch of {batch} examples is not divisible by batch_groups={groups}.'
-    )
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def kernels(
+  names: tuple[str, ...],
+  features: int,
+  stride: int,
+  context: op_lib.Context,
+  in_shape: tuple[int, int, int],
+  params: Mapping[str, Any],
+) -> dict[str, tuple[jax.Array, ...]]:
+  """Dense kernels of the ops that are chains of stages.
+
+  For many edges at once, so that their gradients come in few kernels.
+
+  Args:
+    names: of ops.
+    features: channels of the output.
+    stride: of the edges.
+    context: settings shared by all ops.
+    in_shape: (H, W, C) of the input.
+    params: of each op, f[E, ...].
+
+  Returns:
+    For each chain and each of its stages f[E, K, K, C', features].
+  """
+  found = {}
+  for name in names:
+    stages = op_lib.get(name)(features, stride, context).stages(in_shape)
+    if stages:
+      found[name] = tuple(
+        jax.vmap(stage.kernel)(params[name]).astype(context.dtype)
+        for stage in stages
+      )
+  return found
 
 
 def by_itself(op: op_lib.Op, x, params, stats, mode: Mode):
@@ -251,35 +280,16 @@ def by_itself(op: op_lib.Op, x, params, stats, mode: Mode):
 
   if not mode.halves:
     return apply(x, params)
-  first, second = split_pair(x, mode.groups // 2)
+  first, second = convs.split_pair(x, mode.groups // 2)
   y, new = apply(first, params)
   z, _ = apply(second, jax.lax.stop_gradient(params))
-  return join_pair((y, z), mode.groups // 2), new
-
-
-def join_pair(pair, groups: int) -> jax.Array:
-  """Two batches f[B, ...] -> f[2 * B, ...], alternating by batch groups.
-
-  The groups are outermost, so that a device that holds whole groups of both
-  batches holds them still.
-  """
-  check_groups(pair[0].shape[0], groups)
-  parts = [x.reshape(groups, -1, *x.shape[1:]) for x in pair]
-  both = jnp.stack(parts, axis=1)
-  return both.reshape(-1, *both.shape[3:])
-
-
-def split_pair(x: jax.Array, groups: int) -> tuple[jax.Array, jax.Array]:
-  """The inverse of `join_pair`."""
-  both = x.reshape(groups, 2, -1, *x.shape[1:])
-  first, second = (both[:, i].reshape(-1, *both.shape[3:]) for i in range(2))
-  return first, second
+  return convs.join_pair((y, z), mode.groups // 2), new
 
 
 def _alike(chains: Sequence[_Chain]) -> list[list[_Chain]]:
   """Groups chains whose first convolutions can be one, with zero taps."""
   found: list[list[_Chain]] = []
-  for chain in sorted(chains, key=lambda c: -c.kernel.shape[1]):
+  for chain in sorted(chains, key=lambda c: -c.window):
     for group in found:
       if _can_join(group, chain):
         group.append(chain)
@@ -298,71 +308,13 @@ def _can_join(group: Sequence[_Chain], chain: _Chain) -> bool:
     len(chain.stages),
   )
   centered = all(
-    c.stages[0].padding == op_lib.same(c.kernel.shape[1], c.stages[0].dilation)
-    and c.kernel.shape[1] % 2
+    c.stages[0].padding == op_lib.same(c.window, c.stages[0].dilation)
+    and c.window % 2
     for c in (group[0], chain)
   )
-  window = group[0].kernel.shape[1]
-  taps = [c.kernel.shape[1] ** 2 for c in (*group, chain)]
-  share = sum(taps) / (len(taps) * window**2)
+  taps = [c.window**2 for c in (*group, chain)]
+  share = sum(taps) / (len(taps) * group[0].window ** 2)
   return bool(same and centered and share >= _MIN_TAPS)
-
-
-def _convolve(stage: op_lib.Stage, x, kernel):
-  return jax.lax.conv_general_dilated(
-    x,
-    kernel,
-    (stage.stride,) * 2,
-    stage.padding,
-    rhs_dilation=(stage.dilation,) * 2,
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-  )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _convolve_pair(run, groups: int, x, kernel):
-  """A convolution whose kernel has the gradient of the first batch alone."""
-  del groups
-  return run(x, kernel)
-
-
-def _convolve_pair_forward(run, groups, x, kernel):
-  del groups
-  return run(x, kernel), (x, kernel)
-
-
-def _convolve_pair_backward(run, groups, residuals, cotangent):
-  x, kernel = residuals
-  _, of_x = jax.vjp(lambda x: run(x, kernel), x)
-  first, _ = split_pair(x, groups)
-  _, of_kernel = jax.vjp(lambda kernel: run(first, kernel), kernel)
-  (dx,) = of_x(cotangent)
-  (dkernel,) = of_kernel(split_pair(cotangent, groups)[0])
-  return dx, dkernel
-
-
-_convolve_pair.defvjp(_convolve_pair_forward, _convolve_pair_backward)
-
-
-def _padded(kernels, window: int):
-  """f[E, K, K, C, D] -> f[E, window, window, C, D], zero around the taps."""
-  pad = ((window - kernels.shape[1]) // 2,) * 2
-  return jnp.pad(kernels, ((0, 0), pad, pad, (0, 0), (0, 0)))
-
-
-def _beside(kernels):
-  """f[E, K, K, C, D] -> f[K, K, C, E * D]: all edges read the same input."""
-  count, *window, channels, features = kernels.shape
-  moved = jnp.moveaxis(kernels, 0, -2)
-  return moved.reshape(*window, channels, count * features)
-
-
-def _diagonal(kernels):
-  """f[E, K, K, C, D] -> f[K, K, E * C, E * D]: each edge reads its own."""
-  count, *window, channels, features = kernels.shape
-  eye = jnp.eye(count, dtype=kernels.dtype).reshape(1, 1, count, 1, count, 1)
-  blocks = jnp.moveaxis(kernels, 0, 2)[:, :, :, :, None] * eye
-  return blocks.reshape(*window, count * channels, count * features)
 
 
 def _at(tree: Any, path: Sequence[str]) -> Any:

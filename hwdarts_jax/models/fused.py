@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hwdarts_jax.models import fans, stacking
+from hwdarts_jax.models import convs, fans, stacking
 from hwdarts_jax.models import network as network_lib
 from hwdarts_jax.models import op as op_lib
 from hwdarts_jax.spaces.spec import EdgeSpec, IMAGE, NetworkSpec
@@ -124,9 +124,9 @@ class FusedNetwork:
       for name, g in gates[0].items()
     }
     logits, stats = self._evaluate(
-      variables, fans.join_pair(images, groups), stacked, mode
+      variables, convs.join_pair(images, groups), stacked, mode
     )
-    first, second = fans.split_pair(logits, groups)
+    first, second = convs.split_pair(logits, groups)
     return first, second, stats
 
   def apply_members(
@@ -201,6 +201,7 @@ class _Cell:
     self._params, self._stats, self._gates = params, stats, gates
     self._terms: dict[int, list[jax.Array]] = {}
     self._new: dict[str, list[Any]] = {}  # of the fans of each bundle
+    self._pieces: dict[str, dict[int, Tree]] = {}  # of those of each bundle
 
   def __call__(self, inputs: Mapping[int, jax.Array]):
     """Returns the output of the cell and new statistics."""
@@ -216,11 +217,7 @@ class _Cell:
       elif (edge.src, self._bundles[edge].name) not in done:
         done.add((edge.src, self._bundles[edge].name))
         self._fan(self._bundles[edge], edge.src, x)
-    new = {
-      name: jax.tree.map(lambda *fans: jnp.concatenate(fans), *trees)
-      for name, trees in self._new.items()
-      if trees[0]
-    }
+    new = {n: stacking.join(news) for n, news in self._new.items() if news[0]}
     return self._combine(), new
 
   def _fixed(self, edge: EdgeSpec, x) -> None:
@@ -230,7 +227,8 @@ class _Cell:
     op = op_lib.get(op_name)(self._spec.features, edge.stride, self._context)
     if op.stages(x.shape[1:]):
       add_edge = functools.partial(jax.tree.map, lambda v: v[None])
-      fan = self._make_fan(edge, add_edge(params), add_edge(stats))
+      kernels = self._kernels(edge, x.shape[1:], add_edge(params))
+      fan = self._make_fan(edge, kernels, {}, add_edge(stats))
       y, new = fans.evaluate(fan, x, {op_name: jnp.ones((1, 1), jnp.float32)})
       y, new = y[..., 0, :], jax.tree.map(lambda v: v[0], new)
     else:
@@ -241,21 +239,15 @@ class _Cell:
     self._new[name] = [new]
 
   def _fan(self, bundle: stacking.Bundle, src: int, x) -> None:
-    members = [i for i, e in enumerate(bundle.edges) if e.src == src]
-    rows = slice(members[0], members[-1] + 1)
-    edges = bundle.edges[rows]
-    cut = functools.partial(jax.tree.map, lambda v: v[rows])
-    fan = self._make_fan(
-      edges[0],
-      cut(self._params.get(bundle.name, {})),
-      cut(self._stats.get(bundle.name, {})),
-    )
-    gates = jnp.stack([self._gates[:, e.row] for e in edges], axis=1)
+    if bundle.name not in self._pieces:
+      self._pieces[bundle.name] = self._cut(bundle)
+    kernels, params, stats, gates = self._pieces[bundle.name][src]
+    edges = [e for e in bundle.edges if e.src == src]
     y, new = fans.evaluate(
-      fan,
+      self._make_fan(edges[0], kernels, params, stats),
       x,
       {
-        name: gates[..., column]
+        name: gates[..., column].T
         for column, name in enumerate(bundle.ops)
         if not op_lib.is_zero(name)
       },
@@ -264,9 +256,50 @@ class _Cell:
       self._terms.setdefault(edge.dst, []).append(y[..., i, :])
     self._new.setdefault(bundle.name, []).append(new)
 
-  def _make_fan(self, edge: EdgeSpec, params, stats) -> fans.Fan:
+  def _cut(self, bundle: stacking.Bundle) -> dict[int, Tree]:
+    """Kernels, params, statistics and gates f32[E, G, O] of each fan.
+
+    The whole bundle is prepared at once and cut by `split`, whose gradient is
+    one concatenation.
+    """
+    params = self._params.get(bundle.name, {})
+    kernels = self._kernels(bundle.edges[0], bundle.in_shape, params)
+    leaves, structure = jax.tree.flatten(
+      (
+        kernels,
+        {name: p for name, p in params.items() if name not in kernels},
+        self._stats.get(bundle.name, {}),
+        jnp.stack([self._gates[:, e.row] for e in bundle.edges]),
+      )
+    )
+    sources = [e.src for e in bundle.edges]
+    fans_of = sorted(set(sources))
+    bounds = [sources.index(src) for src in fans_of[1:]]
+    cuts = zip(*(jnp.split(leaf, bounds) for leaf in leaves), strict=True)
+    return {
+      src: jax.tree.unflatten(structure, cut)
+      for src, cut in zip(fans_of, cuts, strict=True)
+    }
+
+  def _kernels(self, edge: EdgeSpec, in_shape, params):
+    return fans.kernels(
+      edge.ops,
+      self._spec.features,
+      edge.stride,
+      self._context,
+      tuple(in_shape),
+      params,
+    )
+
+  def _make_fan(self, edge: EdgeSpec, kernels, params, stats) -> fans.Fan:
     return fans.Fan(
-      self._spec.features, edge.stride, self._context, self._mode, params, stats
+      self._spec.features,
+      edge.stride,
+      self._context,
+      self._mode,
+      kernels,
+      params,
+      stats,
     )
 
   def _combine(self) -> jax.Array:

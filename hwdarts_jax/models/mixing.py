@@ -16,12 +16,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hwdarts_jax.models.op import EPSILON, param_dtype
+
+# Sums over examples and pixels are taken in so many pieces at a time.
+_PIECES = 128
 
 
 class Moments(NamedTuple):
@@ -58,16 +63,16 @@ def mix(terms: Sequence[Term], dtype: Any, train: bool):
     f[G, N, E, C], and for each term its `Moments`, None where it has no batch
     norm or `train` is false.
   """
-  ys = tuple(term.y for term in terms)
-  gates = tuple(term.gates for term in terms)
   if train:
+    ys = tuple(term.y for term in terms)
+    gates = jnp.concatenate([term.gates for term in terms], axis=1)
     normed = tuple(term.running is not None for term in terms)
     return _mix(normed, jnp.dtype(dtype), ys, gates)
   total: Any = 0.0
-  for y, g, term in zip(ys, gates, terms, strict=True):
-    if term.running is not None:
-      y = (y - term.running.mean) * _scale(term.running)
-    total = total + _gated(y, g)
+  for y, gates, running in terms:
+    if running is not None:
+      y = (y - running.mean) * _scale(running)
+    total = total + (y * _weight(gates)).sum(2)
   return total.astype(dtype), [None for _ in terms]
 
 
@@ -85,36 +90,67 @@ def norm_relu(y: jax.Array, running: Moments, train: bool):
   """
   if train:
     return _norm_relu(y)
-  return _split(
-    jax.nn.relu((y - running.mean) * _scale(running)), y.dtype
-  ), None
+  h = jax.nn.relu((y - running.mean) * _scale(running)).astype(y.dtype)
+  return tuple(_by_op(h)), None
 
 
-def _moments(y: jax.Array) -> Moments:
+def _sums(parts: Sequence[jax.Array]) -> list[jax.Array]:
+  """Sums over examples and pixels: f[G, N, ...] -> f[G, 1, ...], for each part.
+
+  In two steps. A sum of a few thousand rows in one step keeps most of a GPU
+  idle; and all parts share the kernel of the second.
+  """
+  groups, size = parts[0].shape[:2]
+  pieces = math.gcd(size, _PIECES)
+  first = [
+    part.reshape(groups, pieces, size // pieces, -1).sum(2) for part in parts
+  ]
+  bounds = np.cumsum([f.shape[-1] for f in first])[:-1]
+  second = jnp.concatenate(first, axis=-1).sum(1)
+  return [
+    s.reshape(groups, 1, *part.shape[2:])
+    for s, part in zip(jnp.split(second, bounds, -1), parts, strict=True)
+  ]
+
+
+def _moments(ys: Sequence[jax.Array]) -> list[Moments]:
   """Moments over examples and pixels, in one pass.
 
   Distances are taken from one value of each channel, or E[y^2] - E[y]^2 would
   lose all digits where the mean dominates.
   """
-  y = y.astype(param_dtype(y.dtype))
-  origin = jax.lax.stop_gradient(y[:, :1])
-  distance = y - origin
-  mean = distance.mean(1, keepdims=True)
-  square = jnp.square(distance).mean(1, keepdims=True)
-  return Moments(origin + mean, jnp.maximum(square - jnp.square(mean), 0))
+  if not ys:
+    return []
+  wide = [y.astype(param_dtype(y.dtype)) for y in ys]
+  origins = [jax.lax.stop_gradient(y[:, :1]) for y in wide]
+  distances = [y - origin for y, origin in zip(wide, origins, strict=True)]
+  sums = _sums([*distances, *map(jnp.square, distances)])
+  size = wide[0].shape[1]
+  found = []
+  for i, origin in enumerate(origins):
+    mean, square = sums[i] / size, sums[len(ys) + i] / size
+    var = jnp.maximum(square - jnp.square(mean), 0)
+    found.append(Moments(origin + mean, var))
+  return found
 
 
 def _scale(moments: Moments) -> jax.Array:
   return jax.lax.rsqrt(moments.var + EPSILON)
 
 
-def _gated(value: jax.Array, gates: jax.Array) -> jax.Array:
-  """Sum over ops, f[G, N, E, C]."""
-  return (value * gates[:, None, :, :, None]).sum(2)
+def _weight(gates: jax.Array) -> jax.Array:
+  """f32[G or 1, O, E] -> f32[G or 1, 1, O, E, 1]."""
+  return gates[:, None, :, :, None]
 
 
-def _split(h: jax.Array, dtype: Any) -> tuple[jax.Array, ...]:
-  return tuple(h[:, :, i].astype(dtype) for i in range(h.shape[2]))
+def _by_op(y: jax.Array) -> list[jax.Array]:
+  return [y[:, :, i] for i in range(y.shape[2])]
+
+
+def _rows(ys: Sequence[jax.Array]) -> list[slice]:
+  """Where the ops of each term are among those of all."""
+  ends = np.cumsum([y.shape[2] for y in ys])
+  return [slice(end - y.shape[2], end) for y, end in zip(ys, ends, strict=True)]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -123,14 +159,16 @@ def _mix(normed, dtype, ys, gates):
 
 
 def _mix_forward(normed, dtype, ys, gates):
-  moments = [
-    _moments(y) if has else None for y, has in zip(ys, normed, strict=True)
-  ]
+  found = iter(_moments([y for y, n in zip(ys, normed, strict=True) if n]))
+  moments = [next(found) if has else None for has in normed]
+  weight = _weight(gates)
   total: Any = 0.0
-  for y, g, of_batch in zip(ys, gates, moments, strict=True):
+  for y, rows, of_batch in zip(ys, _rows(ys), moments, strict=True):
+    factor = weight[:, :, rows]
     if of_batch is not None:
-      y = (y - of_batch.mean) * _scale(of_batch)
-    total = total + _gated(y, g)
+      y = y - of_batch.mean
+      factor = factor * _scale(of_batch)
+    total = total + (y * factor).sum(2)
   return (total.astype(dtype), moments), (ys, gates, moments)
 
 
@@ -139,37 +177,40 @@ def _mix_backward(normed, dtype, residuals, cotangents):
   ys, gates, moments = residuals
   # Nothing is differentiated through running statistics.
   cotangent, _ = cotangents
-  wide = param_dtype(cotangent.dtype)
-  dz = cotangent[:, :, None].astype(wide)
+  dz = cotangent.astype(param_dtype(cotangent.dtype))
   size = dz.shape[1]
-  sum_dz = dz.sum(1, keepdims=True)
-  of_ys, of_gates = [], []
-  for y, g, of_batch in zip(ys, gates, moments, strict=True):
-    weight = g[:, None, :, :, None]
-    shift = 0 if of_batch is None else of_batch.mean
-    # Sums of one shape, which the compiler finds in a single pass.
-    dot = jnp.concatenate(
-      [
-        (dz * (y - shift)[:, :, i : i + 1]).sum(1, keepdims=True)
-        for i in range(y.shape[2])
-      ],
-      axis=2,
-    )
-    if of_batch is None:
-      of_gate = dot.sum((1, 4))
-      of_y = weight * dz
-    else:
-      scale = _scale(of_batch)
-      of_gate = (scale * dot).sum((1, 4))
-      slope = jnp.square(scale) * dot / size
-      of_y = weight * scale * (dz - sum_dz / size - (y - of_batch.mean) * slope)
-    if g.shape[0] == 1:
-      of_gate = of_gate.sum(0, keepdims=True)
+  distances = [
+    y.astype(dz.dtype) if m is None else y - m.mean
+    for y, m in zip(ys, moments, strict=True)
+  ]
+  *dots, sum_dz = _sums([*(dz * d for y in distances for d in _by_op(y)), dz])
+  dot = jnp.stack(dots, axis=2)
+  scale = jnp.concatenate(
+    [
+      jnp.broadcast_to(
+        jnp.ones((), dz.dtype) if m is None else _scale(m),
+        (*dot.shape[:2], y.shape[2], *dot.shape[3:]),
+      )
+      for y, m in zip(ys, moments, strict=True)
+    ],
+    axis=2,
+  )
+  of_gates = (scale * dot).sum((1, 4))
+  if gates.shape[0] == 1:
+    of_gates = of_gates.sum(0, keepdims=True)
+  factor = _weight(gates) * scale
+  slope = jnp.square(scale) * dot / size
+  centered = dz - sum_dz / size
+  of_ys = []
+  for y, d, rows, m in zip(ys, distances, _rows(ys), moments, strict=True):
+    of_y = dz[:, :, None]
+    if m is not None:
+      of_y = centered[:, :, None] - d * slope[:, :, rows]
+    of_y = factor[:, :, rows] * of_y
     if y.shape[3] == 1:
       of_y = of_y.sum(3, keepdims=True)
     of_ys.append(of_y.astype(y.dtype))
-    of_gates.append(of_gate.astype(g.dtype))
-  return tuple(of_ys), tuple(of_gates)
+  return tuple(of_ys), of_gates.astype(gates.dtype)
 
 
 _mix.defvjp(_mix_forward, _mix_backward)
@@ -181,23 +222,31 @@ def _norm_relu(y):
 
 
 def _norm_relu_forward(y):
-  moments = _moments(y)
-  h = jax.nn.relu((y - moments.mean) * _scale(moments))
-  return (_split(h, y.dtype), moments), (y, moments)
+  (moments,) = _moments([y])
+  scale = _scale(moments)
+  hs = tuple(
+    jax.nn.relu((part - moments.mean[:, :, i]) * scale[:, :, i]).astype(y.dtype)
+    for i, part in enumerate(_by_op(y))
+  )
+  return (hs, moments), (y, moments)
 
 
 def _norm_relu_backward(residuals, cotangents):
   y, moments = residuals
   parts, _ = cotangents
-  scale = _scale(moments)
-  distance = y - moments.mean
-  dh = jnp.stack(parts, axis=2).astype(distance.dtype)
-  dt = jnp.where(distance > 0, dh, 0)
-  size = y.shape[1]
-  mean_dt = dt.sum(1, keepdims=True) / size
-  dot = (dt * distance).sum(1, keepdims=True)
-  slope = jnp.square(scale) * dot / size
-  return ((scale * (dt - mean_dt - distance * slope)).astype(y.dtype),)
+  distances = _by_op(y - moments.mean)
+  dts = [
+    jnp.where(d > 0, part.astype(d.dtype), 0)
+    for d, part in zip(distances, parts, strict=True)
+  ]
+  sums = _sums([*dts, *(dt * d for dt, d in zip(dts, distances, strict=True))])
+  scales = _by_op(_scale(moments))
+  of_y = []
+  for i, (dt, d, scale) in enumerate(zip(dts, distances, scales, strict=True)):
+    mean_dt, mean_dot = (s / y.shape[1] for s in sums[i :: len(dts)])
+    slope = jnp.square(scale) * mean_dot
+    of_y.append((scale * (dt - mean_dt - d * slope)).astype(y.dtype))
+  return (jnp.stack(of_y, axis=2),)
 
 
 _norm_relu.defvjp(_norm_relu_forward, _norm_relu_backward)

@@ -14,13 +14,15 @@ Fixed edges keep their names. Both layouts hold the same numbers; `stack` and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any, NamedTuple
 
 from flax import traverse_util
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hwdarts_jax.spaces.spec import CellSpec, EdgeSpec, NetworkSpec, Shape
 
@@ -130,6 +132,29 @@ def unstack(spec: NetworkSpec, variables: Mapping[str, Any]) -> dict[str, Any]:
     collection: _unstack_tree(spec, tree)
     for collection, tree in variables.items()
   }
+
+
+def join(trees: Sequence[Any]) -> Any:
+  """Joins trees of arrays f[E, ...] of some edges each, alike but in E.
+
+  All leaves are joined as one array, or each would be a kernel of its own.
+  """
+  if len(trees) == 1:
+    return trees[0]
+  leaves, structure = jax.tree.flatten(trees[0])
+  flat = [
+    jnp.concatenate([v.reshape(len(v), -1) for v in jax.tree.leaves(t)], axis=1)
+    for t in trees
+  ]
+  bounds = np.cumsum([leaf[0].size for leaf in leaves])[:-1]
+  cuts = jnp.split(jnp.concatenate(flat), bounds, axis=1)
+  return jax.tree.unflatten(
+    structure,
+    [
+      cut.reshape(-1, *leaf.shape[1:])
+      for cut, leaf in zip(cuts, leaves, strict=True)
+    ],
+  )
 
 
 def _stack_tree(spec, tree):
