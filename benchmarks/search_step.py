@@ -76,6 +76,9 @@ _EAGER_STEPS = flags.DEFINE_integer(
   'peer_eager_steps', 20, 'Calls that are timed in eager variants.'
 )
 _CACHE = flags.DEFINE_string('cache', '', 'Folder of compiled programs.')
+_OPTIONS = flags.DEFINE_string(
+  'compile_options', '{}', 'JSON of compiler options and their values.'
+)
 _PROFILE = flags.DEFINE_string('profile', '', 'Where to write a profile.')
 _JSON = flags.DEFINE_string('json', '', 'Where to write the results.')
 _PATHS = ('cache', 'json', 'profile')  # not part of what was measured
@@ -110,7 +113,7 @@ def compile_update(setup: setup_lib.Setup) -> tuple[Any, dict[str, Any]]:
     moments.append(time.perf_counter())
     lowered = traced.lower()
     moments.append(time.perf_counter())
-    compiled = lowered.compile()
+    compiled = lowered.compile(compiler_options=json.loads(_OPTIONS.value))
   moments.append(time.perf_counter())
   trace_s, lower_s, compile_s = (
     b - a for a, b in zip(moments, moments[1:], strict=False)
