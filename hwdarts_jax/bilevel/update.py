@@ -33,6 +33,7 @@ from hwdarts_jax.bilevel.problem import (
   Problem,
   SearchState,
 )
+from hwdarts_jax.runtime import optimizers
 
 __all__ = (
   'Problem',
@@ -67,7 +68,7 @@ def _move_params(problem, state, grads, batch_stats):
     params_opt=params_opt,
     batch_stats=batch_stats,
   )
-  return state, {'grad_norm': optax.tree.norm(grads)}
+  return state, {'grad_norm': optimizers.global_norm(grads)}
 
 
 def outer_update(
