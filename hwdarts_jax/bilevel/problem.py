@@ -156,6 +156,20 @@ def init_state(
 
   Alphas start near zero with a little noise that breaks ties, as in DARTS.
   """
+  # Op by op; hundreds of tiny programs are compiled sooner for the host.
+  with jax.default_device(_host()):
+    return _init_state(problem, seed, multiplier, alphas_scale)
+
+
+def _host():
+  """The first CPU, None where JAX_PLATFORMS leaves it out."""
+  try:
+    return jax.local_devices(backend='cpu')[0]
+  except RuntimeError:
+    return None
+
+
+def _init_state(problem, seed, multiplier, alphas_scale):
   network_rng, alphas_rng, step_rng = jax.random.split(jax.random.key(seed), 3)
   variables = network_lib.init(problem.network, network_rng)
   groups = problem.network.spec.groups()
