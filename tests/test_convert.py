@@ -9,6 +9,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import op_cover
 import pytest
 import tflite_extra
 
@@ -33,6 +34,8 @@ INT8 = 0.05
 _SIZES = {
   'bn_relu': ((5, 1), (6, 1)),
   'dense': ((1, 1),),
+  'dense_hswish': ((1, 1),),
+  'dense_relu': ((1, 1),),
   'global_avg_pool': ((5, 5), (6, 6)),
 }
 _ALL_SIZES = ((5, 1), (6, 1), (5, 2), (6, 2))
@@ -44,7 +47,7 @@ _jit = functools.partial(
   },
 )
 
-every_op = pytest.mark.parametrize('name', sorted(ops.OPS))
+every_op = pytest.mark.parametrize('name', op_cover.names())
 every_space = pytest.mark.parametrize('space', spaces.names())
 
 
@@ -212,6 +215,7 @@ def _spec(space, size, seed):
   make = importlib.import_module(f'hwdarts_jax.spaces.{space}').make
   known = inspect.signature(make).parameters
   wanted = {'features': 4, 'image_size': size, 'num_cells': 2, 'num_nodes': 2}
+  wanted |= {'num_stages': 1, 'num_blocks': 2, 'num_classes': 10}
   # One cell a stage is enough where there are three stages.
   wanted |= {'num_cells': 1} if space == 'nasbench201' else {}
   spec = make(**{k: v for k, v in wanted.items() if k in known})

@@ -11,6 +11,16 @@ from hwdarts_jax.runtime.workdir import UserError
 from hwdarts_jax.spaces import discretize
 
 
+def _sums_up(spec):
+  """Sites of cells in which edges meet."""
+  cells = {
+    c.name
+    for c in spec.all_cells
+    if len({e.dst for e in c.edges}) < len(c.edges)
+  }
+  return [s for s in spec.sites() if s.path.split('/')[0] in cells]
+
+
 def _keys(spec):
   return {s.key(op) for s in spec.sites() for op in s.ops}
 
@@ -20,7 +30,8 @@ def test_the_plan_has_every_key_of_the_deployed_networks(space):
   settings = common.DEPLOY_SPECS[space]
   made = plan.make(space, settings, networks=0)
   assert set(made.ops) == _keys(spaces.make(space, **settings))
-  assert len(made.sums) == 3  # resolutions
+  summed = {s.out_shape for s in _sums_up(made.spec)}
+  assert len(made.sums) == len(summed)
   assert all(site.key(op) == key for key, (site, op) in made.ops.items())
 
 

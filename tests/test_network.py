@@ -21,6 +21,16 @@ every_space = pytest.mark.parametrize('name', spaces.names())
 # The smallest networks in which every kind of cell occurs.
 _SMALL = {
   'darts': {'features': 2, 'num_cells': 2, 'num_nodes': 2, 'image_size': 4},
+  'mobile': {
+    'features': 2,
+    'num_blocks': 2,
+    'num_stages': 1,
+    'num_classes': 4,
+    'image_size': 8,
+    'stem_stride': 1,
+    'kernels': (3,),
+    'expansions': (3,),
+  },
   'nasbench201': {'features': 2, 'num_cells': 1, 'image_size': 4},
 }
 
@@ -235,7 +245,8 @@ def test_activations_keep_the_type_of_the_context():
 def test_gradient_of_the_gates_is_that_of_finite_differences(name):
   with jax.enable_x64(True):
     small = _SMALL.get(name, {})
-    one_node = {k: 1 for k in small if k in ('num_nodes', 'num_cells')}
+    sizes = ('num_nodes', 'num_cells', 'num_blocks')
+    one_node = {k: 1 for k in small if k in sizes}
     spec = spaces.make(name, **{**small, **one_node})
     context = ops.Context(affine=False, dtype=jnp.float64, depthwise='conv')
     net = Network(spec, context)

@@ -4,19 +4,22 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import op_cover
 import pytest
 
-from hwdarts_jax.models import ops
+from hwdarts_jax import spaces
+from hwdarts_jax.models import mobile_ops, ops
 from hwdarts_jax.models.ops import Context
-from hwdarts_jax.spaces import darts, nasbench201
+from hwdarts_jax.spaces import blocks
 
 EPSILON = 1e-5
 
-every_op = pytest.mark.parametrize('name', sorted(ops.OPS))
+every_op = pytest.mark.parametrize('name', op_cover.names())
 
 # Ops of the head and the stem that do not take every size and stride: triples
 # (height, width, stride). An op that is not named here must take all of them.
 _SIZES = {'bn_relu': ((5, 6, 1),), 'dense': ((1, 1, 1),)}
+_SIZES |= {'dense_relu': ((1, 1, 1),), 'dense_hswish': ((1, 1, 1),)}
 _SIZES['global_avg_pool'] = ((5, 5, 5), (6, 6, 6))
 _ALL_SIZES = ((5, 6, 1), (5, 6, 2))
 # Tests run their programs once: compile fast, not for speed.
@@ -263,6 +266,63 @@ def _reference_residual_block(x, p, stride):
   return y + _numpy_conv(small, p['Conv_2']['kernel'])
 
 
+_NUMPY = {
+  'relu': _relu,
+  'relu6': lambda x: np.clip(x, 0, 6),
+  'hswish': lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
+  'silu': lambda x: x / (1 + np.exp(-x)),
+}
+
+
+def _numpy_dense(x, p):
+  return x @ p['kernel'] + p['bias']
+
+
+def _numpy_squeeze(y, p, act):
+  """EfficientNet's where activations are SiLU, else MobileNetV3's."""
+  means = y.mean((1, 2), keepdims=True)
+  narrow = _numpy_dense(means, p['Dense_0'])
+  if act == 'silu':
+    gates = 1 / (
+      1 + np.exp(-_numpy_dense(_NUMPY['silu'](narrow), p['Dense_1']))
+    )
+  else:
+    gates = np.clip(_numpy_dense(_relu(narrow), p['Dense_1']) / 6 + 0.5, 0, 1)
+  return y * gates
+
+
+def _reference_mb_conv(x, p, stride, expansion, squeeze, activation, **_):
+  act, y, i = _NUMPY[activation], x, 0
+  if expansion != 1:
+    y = _numpy_conv(y, p['Conv_0']['kernel'])
+    y, i = act(_numpy_norm(y, p['BatchNorm_0'])), 1
+  y = _numpy_depthwise(y, p['DepthwiseConv_0']['kernel'], stride)
+  y = act(_numpy_norm(y, p[f'BatchNorm_{i}']))
+  if squeeze:
+    y = _numpy_squeeze(y, p, activation)
+  y = _numpy_conv(y, p[f'Conv_{i}']['kernel'])
+  y = _numpy_norm(y, p[f'BatchNorm_{i + 1}'])
+  return x + y if x.shape == y.shape else y
+
+
+def _reference_fused_conv(x, p, stride, activation, **_):
+  y = _numpy_conv(x, p['Conv_0']['kernel'], stride)
+  y = _NUMPY[activation](_numpy_norm(y, p['BatchNorm_0']))
+  y = _numpy_norm(_numpy_conv(y, p['Conv_1']['kernel']), p['BatchNorm_1'])
+  return x + y if x.shape == y.shape else y
+
+
+# Of classes whose settings are many.
+_OF_CLASSES = {
+  mobile_ops.InvertedResidual: _reference_mb_conv,
+  mobile_ops.FusedInvertedResidual: _reference_fused_conv,
+  mobile_ops.ConvBnAct: lambda x, p, s, activation, **_: _NUMPY[activation](
+    _reference_conv_bn(x, p, s)
+  ),
+  mobile_ops.DenseAct: lambda x, p, s, activation: _NUMPY[activation](
+    _numpy_dense(x, p['Dense_0'])
+  ),
+}
 REFERENCES = {
   'none': lambda x, p, s: 0 * x[:, ::s, ::s],
   'skip_connect': _reference_skip,
@@ -280,11 +340,15 @@ REFERENCES = {
   'residual_block_3x3': _reference_residual_block,
   'bn_relu': lambda x, p, s: _relu(_numpy_norm(x, p['BatchNorm_0'])),
   'global_avg_pool': lambda x, p, s: x.mean((1, 2), keepdims=True),
-  'dense': lambda x, p, s: x @ p['Dense_0']['kernel'] + p['Dense_0']['bias'],
+  'dense': lambda x, p, s: _numpy_dense(x, p['Dense_0']),
+} | {
+  name: functools.partial(_OF_CLASSES[made.func], **made.keywords)
+  for name, made in ops.OPS.items()
+  if made.func in _OF_CLASSES
 }
 
 
-@pytest.mark.parametrize('name', sorted(REFERENCES))
+@every_op
 def test_op_computes_what_its_paper_says(name):
   """Values are those of loops over pixels, also at odd sizes and stride 2."""
   for height, width, stride in _SIZES.get(name, _ALL_SIZES):
@@ -302,9 +366,53 @@ def test_op_computes_what_its_paper_says(name):
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
-def test_every_searched_op_has_a_reference():
-  assert set(REFERENCES) <= set(ops.OPS)
-  assert {*darts.OPS, *nasbench201.OPS} <= set(REFERENCES)
+def test_every_op_has_a_reference():
+  assert set(REFERENCES) == set(ops.OPS)
+
+
+def test_name_of_a_block_says_what_it_is():
+  """Each of the blocks has the settings that are in its name."""
+  for name, made in ops.OPS.items():
+    if issubclass(made.func, mobile_ops.InvertedResidual):
+      assert blocks.MBConv(**made.keywords).name == name
+  made = ops.get('mb_conv_5x5_e3_se_hswish')(4)
+  assert (made.kernel, made.expansion, made.squeeze) == (5, 3, True)
+  assert made.activation == 'hswish'
+
+
+@pytest.mark.parametrize(
+  'name, hidden, squeezed',
+  [
+    ('mb_conv_3x3_e1_se', 16, 8),
+    ('mb_conv_5x5_e3_se', 48, 16),
+    ('mb_conv_3x3_e6_se_hswish', 96, 24),
+    ('mb_conv_3x3_e6_se_silu', 96, 4),
+  ],
+)
+def test_squeeze_is_a_fourth_of_hidden_or_of_input_channels(
+  name, hidden, squeezed
+):
+  """A multiple of 8 in MobileNetV3; EfficientNet takes those of the input."""
+  op = ops.get(name)(16)
+  made = jax.eval_shape(
+    functools.partial(op.init, train=False),
+    jax.random.key(0),
+    _images((1, 4, 4, 16)),
+  )
+  assert made['params']['Dense_0']['kernel'].shape == (hidden, squeezed)
+  assert made['params']['Dense_1']['kernel'].shape == (squeezed, hidden)
+
+
+def test_divisible_channels_are_those_of_the_published_code():
+  """Never less than 90 % of what is asked for."""
+  got = [blocks.make_divisible(n) for n in (1, 18, 20, 22.4, 30, 36, 120 / 4)]
+  assert got == [8, 24, 24, 24, 32, 40, 32]
+
+
+def test_every_candidate_of_every_space_is_an_op():
+  for space in spaces.names():
+    for site in spaces.make(space).sites():
+      assert set(site.ops) <= set(ops.OPS)
 
 
 @pytest.mark.parametrize('name', ['avg_pool_3x3', 'max_pool_3x3'])

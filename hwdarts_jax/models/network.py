@@ -93,25 +93,29 @@ class Cell(nn.Module):
       y = Edge(edge, self.spec.features, self.context, name=edge.name)(
         nodes[edge.src], gates, train
       )
-      y = self._drop(edge, y, drop_path)
+      y = self._drop(edge, nodes[edge.src], y, drop_path)
       nodes[edge.dst] = nodes[edge.dst] + y if edge.dst in nodes else y
     parts = [nodes[n] for n in self.spec.outputs]
     if self.spec.combine == 'concat':
       return jnp.concatenate(parts, axis=-1)
     return sum(parts[1:], parts[0])
 
-  def _drop(self, edge: EdgeSpec, y, drop_path):
+  def _drop(self, edge: EdgeSpec, x, y, drop_path):
     """Drops the edge for some examples; see `Network.__call__`."""
     off = isinstance(drop_path, int | float) and drop_path == 0
     # A skip of stride 2 has weights, and is dropped like any other op.
     identity = edge.stride == 1 and ops.is_skip(edge.ops[0])
     if off or edge.row is None or len(edge.ops) > 1 or identity:
       return y
+    residual = ops.is_residual(edge.ops[0])
+    if residual and (edge.stride > 1 or x.shape != y.shape):
+      return y
     keep = 1.0 - drop_path
     mask = jax.random.bernoulli(
       self.make_rng('drop_path'), keep, (y.shape[0], 1, 1, 1)
     )
-    return y * (mask / keep).astype(y.dtype)
+    scale = (mask / keep).astype(y.dtype)
+    return x + (y - x) * scale if residual else y * scale
 
 
 class Edge(nn.Module):

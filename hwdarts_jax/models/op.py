@@ -168,6 +168,9 @@ class Op(nn.Module):
   is_zero: ClassVar[bool] = False
   # Drop path spares ops that carry the signal unchanged.
   is_skip: ClassVar[bool] = False
+  # Adds its input where the shapes agree: drop path drops what it adds, and
+  # nothing where they do not, since all of the signal goes through.
+  is_residual: ClassVar[bool] = False
 
   def stages(self, in_shape: tuple[int, int, int]) -> tuple[Stage, ...]:
     """The op as a chain of stages, for inputs of (H, W, C); () if it is none.
@@ -250,6 +253,11 @@ def is_zero(name: str) -> bool:
 def is_skip(name: str) -> bool:
   """Whether the op carries its input on (see `Op.is_skip`)."""
   return _op_class(name).is_skip
+
+
+def is_residual(name: str) -> bool:
+  """Whether the op adds its input (see `Op.is_residual`)."""
+  return _op_class(name).is_residual
 
 
 def _op_class(name: str) -> type[Op]:

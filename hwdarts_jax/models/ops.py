@@ -1,7 +1,8 @@
 """Candidate operations, registered under the field's names.
 
 To add an op, write one class and register it; spaces name it, and cost models,
-tables and tests follow. `op` says what an op is.
+tables and tests follow. `op` says what an op is; those of mobile networks are
+in `mobile_ops`.
 
 The semantics are those of the published spaces (DARTS, ICLR 2019;
 NAS-Bench-201, ICLR 2020): symmetric padding also at stride 2, average pooling
@@ -16,12 +17,13 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from hwdarts_jax.models import shifts
+from hwdarts_jax.models import mobile_ops, shifts
 from hwdarts_jax.models.op import (
   BatchNorm,
   Context,
   DepthwiseConv,
   get,
+  is_residual,
   is_skip,
   is_zero,
   Op,
@@ -40,8 +42,10 @@ __all__ = (
   'DepthwiseConv',
   'Op',
   'get',
+  'is_residual',
   'is_skip',
   'is_zero',
+  'mobile_ops',
   'register',
 )
 

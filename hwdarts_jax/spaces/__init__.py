@@ -10,6 +10,7 @@ import reprlib
 from hwdarts_jax.spaces.spec import Genotype, NetworkSpec
 
 _NOT_SPACES = (
+  'blocks',
   'checks',
   'discretize',
   'spec',
@@ -17,22 +18,33 @@ _NOT_SPACES = (
   'spec_sites',
   'spec_types',
 )
+# Their networks have no choices: there is nothing to search.
+_FIXED = ('references',)
 
 
 def names() -> list[str]:
-  """Names of all spaces: the modules of this package that have `make`."""
+  """Names of all spaces that can be searched.
+
+  They are the modules of this package that have `make`, but for those whose
+  networks are fixed.
+  """
+  return [n for n in makers() if n not in _FIXED]
+
+
+def makers() -> list[str]:
+  """What `make` knows: `names`, and modules of fixed networks."""
   found = (m.name for m in pkgutil.iter_modules(__path__))
   return sorted(n for n in found if n not in _NOT_SPACES)
 
 
 def make(name: str, **kwargs) -> NetworkSpec:
-  """Returns the space `name`, made with `kwargs`.
+  """Returns the space or fixed network `name`, made with `kwargs`.
 
   Raises:
     ValueError: there is no such space, or it has no such setting.
   """
-  if name not in names():
-    raise ValueError(f'space.name is {name!r}; known spaces are {names()}.')
+  if name not in makers():
+    raise ValueError(f'space.name is {name!r}; known are {makers()}.')
   module = importlib.import_module(f'hwdarts_jax.spaces.{name}')
   try:
     return module.make(**kwargs)

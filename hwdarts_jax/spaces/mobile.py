@@ -1,0 +1,233 @@
+"""The mobile space: inverted residual blocks in a row, as in MobileNetV3.
+
+The macro network is that of the Once-for-All space over MobileNetV3-Large (Cai
+et al., "Once-for-All", ICLR 2020, section 4.1): stem, one fixed block, five
+stages of up to four blocks, and the head of MobileNetV3 (Howard et al.,
+"Searching for MobileNetV3", ICCV 2019, table 1). Each of the 20 blocks chooses
+its depthwise kernel, its expansion and squeeze-and-excitation by itself, where
+Once-for-All has the latter fixed by stage. Blocks after the first of a stage
+may be skipped, so the depth of a stage is 1 to 4, and unlike there any of them
+may be missing.
+
+A stage is two cells, each with a group of its own: the first block, that
+changes shape, and the row of the others, that may be skipped. Stages share no
+alphas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import re
+
+from hwdarts_jax.spaces import blocks
+from hwdarts_jax.spaces.blocks import FusedConv, make_divisible, MBConv
+from hwdarts_jax.spaces.checks import check, is_int
+from hwdarts_jax.spaces.spec import (
+  CellSpec,
+  Choice,
+  EdgeSpec,
+  Genotype,
+  IMAGE,
+  NetworkSpec,
+)
+
+KERNELS = (3, 5, 7)
+EXPANSIONS = (3, 4, 6)
+FUSED_EXPANSIONS = (2, 4)
+ACTIVATIONS = ('relu', 'hswish')
+SKIP = 'skip_connect'
+# MobileNetV3-Large: channels, and the stride of the first block.
+STAGES = ((24, 2), (40, 2), (80, 2), (112, 1), (160, 2))
+STEM_FEATURES = 16
+_HEAD_EXPANSION, _HEAD_FEATURES = 6, 1280
+_NUM_ACTIVATIONS = 1 + len(STAGES)
+
+
+def make(
+  features: int = STEM_FEATURES,
+  num_blocks: int = 4,
+  num_stages: int = len(STAGES),
+  num_classes: int = 1000,
+  image_size: int = 224,
+  image_channels: int = 3,
+  stem_stride: int = 2,
+  kernels: Sequence[int] = KERNELS,
+  expansions: Sequence[int] = EXPANSIONS,
+  squeeze_excite: bool = True,
+  fused: bool = False,
+  activations: str = 'relu,relu,relu,hswish,hswish,hswish',
+) -> NetworkSpec:
+  """Returns the space; the defaults are those of MobileNetV3-Large.
+
+  Args:
+    features: channels of the stem. All others are in proportion, rounded to
+      multiples of 8: 16 is the width multiplier 1, 12 is 0.75.
+    num_blocks: searched blocks of each stage.
+    num_stages: how many of the five stages there are, from the first.
+    num_classes: classes of the data set.
+    image_size: height and width of an image; 96 to 224, or 32 with a
+      `stem_stride` of 1.
+    image_channels: channels of an image.
+    stem_stride: of the first convolution.
+    kernels: of depthwise convolutions to choose from, among `KERNELS`.
+    expansions: to choose from, among `EXPANSIONS`.
+    squeeze_excite: whether each block may also have squeeze-and-excitation.
+    fused: whether to add blocks of dense 3x3 convolutions, for accelerators
+      that dislike depthwise ones.
+    activations: of the fixed block and of each stage, separated by commas, or
+      one for all; among `ACTIVATIONS`. Stem and head have that of the last
+      stage. Runtimes without int8 kernels for hard-swish want 'relu'.
+
+  Raises:
+    ValueError: a setting is not allowed; the message names it.
+  """
+  check(is_int(features, 1), 'features', features, 'a positive whole number')
+  check(is_int(num_blocks, 1), 'num_blocks', num_blocks, 'at least 1')
+  check(
+    is_int(num_stages, 1) and num_stages <= len(STAGES),
+    'num_stages',
+    num_stages,
+    f'from 1 to {len(STAGES)}',
+  )
+  blocks.check_image(image_size, stem_stride)
+  _check_among('kernels', kernels, KERNELS)
+  _check_among('expansions', expansions, EXPANSIONS)
+  of_stages = _split_activations(activations)[: 1 + num_stages]
+  first_act, last_act = of_stages[0], of_stages[-1]
+  stem = (
+    blocks.fixed(
+      'stem', IMAGE, f'conv_bn_3x3_{last_act}', features, stem_stride
+    ),
+    blocks.fixed(
+      'block', 'stem', MBConv(3, 1, False, first_act).name, features
+    ),
+  )
+  size = -(-image_size // stem_stride)
+  cells: list[CellSpec] = []
+  source, width = 'block', features
+  for i, (channels, stride) in enumerate(STAGES[:num_stages]):
+    width = make_divisible(channels * features / STEM_FEATURES)
+    ops = _candidates(
+      kernels, expansions, squeeze_excite, fused, of_stages[1 + i]
+    )
+    cells += _stage(f'stage_{i + 1}', source, ops, width, stride, num_blocks)
+    source, size = cells[-1].name, -(-size // stride)
+  wide = make_divisible(_HEAD_EXPANSION * width)
+  hidden = make_divisible(_HEAD_FEATURES * features / STEM_FEATURES)
+  return NetworkSpec(
+    space='mobile',
+    input_shape=(image_size, image_size, image_channels),
+    stem=stem,
+    cells=tuple(cells),
+    head=blocks.head(source, size, (wide, hidden), last_act, num_classes),
+    num_classes=num_classes,
+  )
+
+
+def to_arch_string(genotype: Genotype) -> str:
+  """Ops of the blocks of a stage separated by commas, stages by bars."""
+  stages = []
+  for group, choices in genotype.cells.items():
+    names = [choice.op for choice in choices]
+    if group.endswith('_first'):
+      stages.append(names)
+    else:
+      stages[-1] += names
+  return '|'.join(map(','.join, stages))
+
+
+def from_arch_string(text: str) -> Genotype:
+  """Inverse of `to_arch_string`.
+
+  Raises:
+    ValueError: `text` is not an arch string of this space.
+  """
+  stages = [stage.split(',') for stage in text.strip().split('|')]
+  if not all(re.fullmatch(r'[\w.]+', op) for ops in stages for op in ops):
+    raise ValueError(
+      f'arch string is {text!r}; it must look like op,op|op,op|..., '
+      'blocks of a stage separated by commas and stages by bars.'
+    )
+  cells: dict[str, tuple[Choice, ...]] = {}
+  for i, (first, *rest) in enumerate(stages, start=1):
+    cells[f'stage_{i}_first'] = (Choice(first, 0, 1),)
+    if rest:
+      cells[f'stage_{i}_rest'] = tuple(
+        Choice(op, j, j + 1) for j, op in enumerate(rest)
+      )
+  return Genotype('mobile', cells)
+
+
+def _stage(
+  name: str,
+  source: str,
+  ops: tuple[str, ...],
+  features: int,
+  stride: int,
+  num_blocks: int,
+) -> list[CellSpec]:
+  """The cells of a stage: its first block, and the others in a row."""
+  first = CellSpec(
+    f'{name}_first',
+    ((0, source),),
+    (EdgeSpec(0, 1, ops, 0, stride),),
+    (1,),
+    features,
+    group=f'{name}_first',
+  )
+  if num_blocks == 1:
+    return [first]
+  edges = tuple(
+    EdgeSpec(i, i + 1, (SKIP, *ops), i) for i in range(num_blocks - 1)
+  )
+  rest = CellSpec(
+    f'{name}_rest',
+    ((0, first.name),),
+    edges,
+    (num_blocks - 1,),
+    features,
+    group=f'{name}_rest',
+  )
+  return [first, rest]
+
+
+def _candidates(
+  kernels: Sequence[int],
+  expansions: Sequence[int],
+  squeeze_excite: bool,
+  fused: bool,
+  activation: str,
+) -> tuple[str, ...]:
+  """Names of the ops that every block may be."""
+  ops = [
+    MBConv(kernel, expansion, squeeze, activation).name
+    for kernel in kernels
+    for expansion in expansions
+    for squeeze in ((False, True) if squeeze_excite else (False,))
+  ]
+  if fused:
+    ops += [FusedConv(e, activation).name for e in FUSED_EXPANSIONS]
+  return tuple(ops)
+
+
+def _split_activations(activations: str) -> list[str]:
+  """The activation of the fixed block and of each stage."""
+  names = activations.split(',') if isinstance(activations, str) else []
+  check(
+    len(names) in (1, _NUM_ACTIVATIONS) and set(names) <= set(ACTIVATIONS),
+    'activations',
+    activations,
+    f'one of {ACTIVATIONS}, or {_NUM_ACTIVATIONS} of them separated by commas',
+  )
+  return names * (_NUM_ACTIVATIONS // len(names))
+
+
+def _check_among(
+  field: str, values: Sequence[int], allowed: tuple[int, ...]
+) -> None:
+  ok = (
+    isinstance(values, list | tuple)
+    and all(is_int(v) and v in allowed for v in values)
+    and 0 < len(values) == len(set(values))
+  )
+  check(ok, field, values, f'some of {allowed}, each once')
