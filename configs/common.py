@@ -12,17 +12,29 @@ import ml_collections
 
 # Zeros are filled in from the data set.
 _FROM_DATA = {'num_classes': 0, 'image_size': 0, 'image_channels': 0}
+# Choices of the space mobile, that all its specs share.
+_MOBILE = {
+  'num_blocks': 4,
+  'num_stages': 5,
+  'kernels': (3, 5, 7),
+  'expansions': (3, 4, 6),
+  'squeeze_excite': True,
+  'fused': False,
+  'activations': 'relu,relu,relu,hswish,hswish,hswish',
+}
 # The published searches; a small one for the embedded data set.
-SEARCH_SPECS = {
+SEARCH_SPECS: dict[str, dict[str, Any]] = {
   'nasbench201': {'features': 16, 'num_cells': 5},
   'darts': {'features': 16, 'num_cells': 8},
+  'mobile': _MOBILE | {'features': 16, 'stem_stride': 0},
 }
-SMALL_SEARCH_SPECS = {
+SMALL_SEARCH_SPECS: dict[str, dict[str, Any]] = {
   'nasbench201': {'features': 8, 'num_cells': 1},
   'darts': {'features': 4, 'num_cells': 3},
+  'mobile': _MOBILE | {'features': 4, 'stem_stride': 0},
 }
 # The networks whose latency counts.
-DEPLOY_SPECS = {
+DEPLOY_SPECS: dict[str, dict[str, Any]] = {
   'nasbench201': {
     'features': 16,
     'num_cells': 5,
@@ -38,7 +50,17 @@ DEPLOY_SPECS = {
     'image_channels': 3,
     'pool_bn': False,
   },
+  'mobile': _MOBILE
+  | {
+    'features': 16,
+    'num_classes': 1000,
+    'image_size': 224,
+    'image_channels': 3,
+    'stem_stride': 2,
+  },
 }
+# Fewer choices, also of the deployed network, where all would take too long.
+_RUNLOCAL = {'mobile': {'num_blocks': 1, 'kernels': (3,), 'expansions': (3,)}}
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
@@ -79,14 +101,20 @@ def _convert(name: str, text: str, default: Any) -> Any:
 
 
 def search_config(
-  source: str, table: str, arg: str | None = None
+  source: str,
+  device: str,
+  arg: str | None = None,
+  runner: str = 'host',
+  dtype: str = 'float32',
 ) -> ml_collections.ConfigDict:
   """The config of a search for one device.
 
   Args:
     source: path of the config file, for the commands that summaries print.
-    table: latency table of the device.
+    device: whose latency table counts.
     arg: `space`, `dataset` and `runlocal`.
+    runner: of the harness, by which the device is measured.
+    dtype: of the networks on the device, likewise.
 
   Raises:
     ValueError: the argument is not one of ours.
@@ -105,13 +133,23 @@ def search_config(
   config.seed = 0
   config.num_devices = 0  # 0 is all of them
   config.deterministic = False
+  few = _RUNLOCAL.get(parsed.space, {}) if parsed.runlocal else {}
   config.space = {
     'name': parsed.space,
-    'search': specs[parsed.space] | _FROM_DATA,
-    'deploy': dict(DEPLOY_SPECS[parsed.space]),
+    'search': specs[parsed.space] | _FROM_DATA | few,
+    'deploy': DEPLOY_SPECS[parsed.space] | few,
   }
-  # A folder that the job `predictor` made takes the place of the table.
-  config.latency = {'table': table, 'predictor': ''}
+  table = f'{device}.{parsed.space}'
+  config.latency = {
+    'table': table,
+    # A folder that the job `predictor` made takes the place of the table.
+    'predictor': '',
+    # What makes a table, where none is shipped.
+    'measure': (
+      f'python -m hwdarts_jax.harness --config={config.source} '
+      f'--runner={runner} --dtype={dtype} --out={table}.json'
+    ),
+  }
   config.data = {
     'name': parsed.dataset,
     'data_dir': '',
@@ -131,7 +169,18 @@ def search_config(
     'device': '',  # with a shipped series; empty: that of latency.table
     'budget_ms': 0.0,  # 0: no other than its own latency
   }
+  config.describe = describe()
   return config
+
+
+def describe() -> dict[str, Any]:
+  """The section of the job `describe`."""
+  return {
+    'spec': 'deploy',  # or 'search'
+    # Of one architecture; empty: of the whole space.
+    'search_workdir': '',  # of a finished search, or:
+    'genotype': '',  # path of a genotype.json
+  }
 
 
 def _augment(dataset: str) -> dict[str, Any]:

@@ -15,5 +15,9 @@ from configs import common
 def get_config(arg=None):
   """Returns the config; `arg` is space=..., dataset=..., runlocal."""
   return common.search_config(
-    'configs/exynos_npu.py', 'snapdragon855_hexagon690_int8', arg
+    'configs/exynos_npu.py',
+    'snapdragon855_hexagon690_int8',
+    arg,
+    'adb:upload=benchmark_model,delegate=nnapi,accelerator=eden-drv',
+    'int8',
   )

@@ -14,6 +14,4 @@ from configs import common
 
 def get_config(arg=None):
   """Returns the config; `arg` is space=..., dataset=..., runlocal."""
-  config = common.search_config('configs/host_cpu.py', '', arg)
-  config.latency.table = f'host_cpu.{config.space.name}'
-  return config
+  return common.search_config('configs/host_cpu.py', 'host_cpu', arg)

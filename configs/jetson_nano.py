@@ -11,5 +11,9 @@ from configs import common
 def get_config(arg=None):
   """Returns the config; `arg` is space=..., dataset=..., runlocal."""
   return common.search_config(
-    'configs/jetson_nano.py', 'jetson_nano_gpu_fp16', arg
+    'configs/jetson_nano.py',
+    'jetson_nano_gpu_fp16',
+    arg,
+    'trtexec:host=nano@jetson',
+    'float16',
   )

@@ -11,4 +11,10 @@ from configs import common
 
 def get_config(arg=None):
   """Returns the config; `arg` is space=..., dataset=..., runlocal."""
-  return common.search_config('configs/ncs2.py', 'intel_ncs2', arg)
+  return common.search_config(
+    'configs/ncs2.py',
+    'intel_ncs2',
+    arg,
+    'openvino:target=MYRIAD,host=pi@raspberrypi',
+    'float16',
+  )

@@ -12,4 +12,6 @@ from configs import common
 
 def get_config(arg=None):
   """Returns the config; `arg` is space=..., dataset=..., runlocal."""
-  return common.search_config('configs/pixel4.py', 'pixel4_cpu', arg)
+  return common.search_config(
+    'configs/pixel4.py', 'pixel4_cpu', arg, 'adb:upload=benchmark_model'
+  )

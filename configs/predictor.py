@@ -37,4 +37,5 @@ def get_config(arg=None):
   config.prior_devices = ''  # only these, separated by commas
   config.exclude_devices = ''  # all but these
   config.suggest = 0  # how many architectures to name for measuring
+  config.describe = common.describe()
   return config

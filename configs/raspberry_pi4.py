@@ -11,5 +11,8 @@ from configs import common
 def get_config(arg=None):
   """Returns the config; `arg` is space=..., dataset=..., runlocal."""
   return common.search_config(
-    'configs/raspberry_pi4.py', 'raspberry_pi4_cpu', arg
+    'configs/raspberry_pi4.py',
+    'raspberry_pi4_cpu',
+    arg,
+    'ssh:host=pi@raspberrypi',
   )

@@ -42,6 +42,7 @@ flags.DEFINE_bool(
 _NOT_JOBS = (
   'accuracy',
   'common',
+  'describe_report',
   'diagnose',
   'energy',
   'evaluate_report',

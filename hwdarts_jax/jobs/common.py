@@ -34,6 +34,9 @@ DTYPES = {
 }
 
 
+_LARGE_IMAGE = 96  # pixels
+
+
 class Specs(NamedTuple):
   """Two specs of one space.
 
@@ -105,7 +108,10 @@ def trained_settings(
   own input and classes say what the latencies were measured on.
   """
   settings = section(config, 'space', role)
-  return settings | (_facts(dataset) if role == 'deploy' else {})
+  if role == 'deploy':
+    facts = _facts(dataset).items()
+    settings |= {k: v for k, v in facts if k in settings}
+  return settings
 
 
 def _facts(dataset: sources.Dataset) -> dict[str, int]:
@@ -115,6 +121,8 @@ def _facts(dataset: sources.Dataset) -> dict[str, int]:
     'num_classes': dataset.num_classes,
     'image_size': height,
     'image_channels': channels,
+    # Networks for photographs read small images with a stem that keeps them.
+    'stem_stride': 1 if height < _LARGE_IMAGE else 2,
   }
 
 
@@ -233,8 +241,27 @@ def load_latency(
   if latency['predictor']:
     saved = predictor_files.load(latency['predictor'])
     return functools.partial(_of_saved, saved, latency['predictor'])
-  table = load_table(latency['table'], 'latency.table')
-  return functools.partial(make_latency_model, table, name=latency['table'])
+  try:
+    table = load_table(latency['table'], 'latency.table')
+  except ValueError as e:
+    raise _with_command(e, latency) from e
+
+  def make(deploy: NetworkSpec) -> LatencyModel:
+    try:
+      return make_latency_model(table, deploy, name=latency['table'])
+    except ValueError as e:
+      raise _with_command(e, latency) from e
+
+  return make
+
+
+def _with_command(error: ValueError, latency: Mapping[str, Any]) -> ValueError:
+  """The error, with the command that measures what is missing."""
+  told = f'{latency["measure"]} and name it by --config.latency.table'
+  general = table_lib.MEASURE_COMMAND
+  return ValueError(
+    str(error).replace(general, told if latency['measure'] else general)
+  )
 
 
 def load_table(name: str, field: str) -> table_lib.LatencyTable:

@@ -76,6 +76,11 @@ _SEED = _Rule(
   'a whole number from 0 to 2**31 - 1',
   lambda v: _is_whole(v) and 0 <= v < 2**31,
 )
+_DESCRIBE = {
+  'spec': _among('search', 'deploy'),
+  'search_workdir': _TEXT,
+  'genotype': _TEXT,
+}
 _AUGMENT = {'pad': _whole(0), 'flip': _FLAG, 'cutout': _whole(0)}
 _FIELDS: dict[str, dict[str, _Rule]] = {
   '': {
@@ -99,13 +104,14 @@ _FIELDS: dict[str, dict[str, _Rule]] = {
     'retrain': _SECTION,
     'export': _SECTION,
     'evaluate': _SECTION,
+    'describe': _SECTION,
   },
   'space': {
     'name': _among(*spaces.names()),
     'search': _SECTION,
     'deploy': _SECTION,
   },
-  'latency': {'table': _TEXT, 'predictor': _TEXT},
+  'latency': {'table': _TEXT, 'predictor': _TEXT, 'measure': _TEXT},
   'data': {
     'name': _TEXT,
     'data_dir': _TEXT,
@@ -193,6 +199,13 @@ _FIELDS: dict[str, dict[str, _Rule]] = {
     'budget_ms': _NOT_NEGATIVE,
   },
 }
+_FIELDS['describe'] = _DESCRIBE
+# Of networks without a choice.
+_FIXED_FIELDS: dict[str, dict[str, _Rule]] = {
+  '': {'source': _TEXT, 'job': _TEXT, 'space': _SECTION, 'describe': _SECTION},
+  'space': {'name': _among(*spaces.makers()), 'deploy': _SECTION},
+  'describe': _DESCRIBE,
+}
 # Of the job that fits a latency predictor, which trains no network.
 _PREDICTOR_FIELDS: dict[str, dict[str, _Rule]] = {
   '': {
@@ -209,11 +222,13 @@ _PREDICTOR_FIELDS: dict[str, dict[str, _Rule]] = {
     'prior': _among('none', 'shipped'),
     'prior_devices': _TEXT,
     'exclude_devices': _TEXT,
+    'describe': _SECTION,
     'suggest': _Rule(
       'a whole number, at least 0 and at most 1000',
       lambda v: _is_whole(v) and 0 <= v <= 1000,
     ),
-  }
+  },
+  'describe': _DESCRIBE,
 }
 _OPTIMIZERS = ('params_optimizer', 'alphas_optimizer', 'retrain.optimizer')
 
@@ -228,11 +243,29 @@ def check(config: Mapping[str, Any]) -> None:
     ValueError: a field is unknown, missing or not allowed; the message names
       it and what is allowed.
   """
+  space = config.get('space')
+  if isinstance(space, Mapping) and 'search' not in space:
+    raise ValueError(
+      f'space.search is missing from the config: job {config.get("job")!r} '
+      f'needs a space, and networks of {space.get("name")!r} have no choices. '
+      'See what they are with --config.job=describe.'
+    )
   _check_fields(config, _FIELDS)
   _check_hypergrad(config['hypergrad'])
   _check_regularizers(config['regularizers'])
   for section in _OPTIMIZERS:
     make_optimizer(section, _section(config, section), num_steps=2**31)
+
+
+def check_described(config: Mapping[str, Any]) -> None:
+  """Checks a config of any kind; raises ValueError like `check`."""
+  space = config.get('space')
+  if isinstance(space, str):  # of the job `predictor`
+    check_predictor(config)
+  elif isinstance(space, Mapping) and 'search' not in space:
+    _check_fields(config, _FIXED_FIELDS)
+  else:
+    check(config)
 
 
 def check_predictor(config: Mapping[str, Any]) -> None:

@@ -108,6 +108,25 @@ def summed(spec: NetworkSpec) -> dict[str, Shape]:
   return found
 
 
+def extremes(spec: NetworkSpec, table: CostTable) -> tuple[float, float]:
+  """Returns what the cheapest and the dearest architecture cost.
+
+  Over all genotypes of the space, connected or not: costs add up, so each node
+  takes its cheapest or dearest edges, and each edge its op.
+  """
+  keep = {c.group: c.keep for c in spec.all_cells if c.group is not None}
+  low = high = table.fixed
+  for name, group in spec.groups().items():
+    allowed = [op not in spec.excluded for op in group.ops]
+    costs = table.per_op[name][:, allowed]
+    for dst in {d for _, d in group.edges}:
+      into = [r for r, (_, d) in enumerate(group.edges) if d == dst]
+      kept = keep[name] or len(into)
+      low += np.sort(costs[into].min(1))[:kept].sum()
+      high += np.sort(costs[into].max(1))[::-1][:kept].sum()
+  return float(low), float(high)
+
+
 def sum_key(shape: Shape) -> str:
   """The key of the sum of two edges in latency tables."""
   return Site('', (SUM,), shape, shape[2], 1, None, None).key(SUM)

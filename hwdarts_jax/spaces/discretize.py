@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import math
 
 import numpy as np
 
@@ -85,6 +86,19 @@ def discretize(spec: NetworkSpec, genotype: Genotype) -> NetworkSpec:
     cells=tuple(map(prune, spec.cells)),
     head=tuple(map(prune, spec.head)),
   )
+
+
+def num_architectures(spec: NetworkSpec) -> int:
+  """Returns how many genotypes there are; 1 if nothing is left to choose."""
+  keep = {c.group: c.keep for c in spec.all_cells if c.group is not None}
+  count = 1
+  for name, group in spec.groups().items():
+    num_ops = len(set(group.ops) - set(spec.excluded))
+    for dst in {d for _, d in group.edges}:
+      into = sum(d == dst for _, d in group.edges)
+      kept = min(keep[name] or into, into)
+      count *= math.comb(into, kept) * num_ops**kept
+  return count
 
 
 def one_hot(spec: NetworkSpec, genotype: Genotype) -> dict[str, np.ndarray]:
