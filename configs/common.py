@@ -16,8 +16,8 @@ _FROM_DATA = {'num_classes': 0, 'image_size': 0, 'image_channels': 0}
 _MOBILE = {
   'num_blocks': 4,
   'num_stages': 5,
-  'kernels': (3, 5, 7),
-  'expansions': (3, 4, 6),
+  'kernels': '3,5,7',
+  'expansions': '3,4,6',
   'squeeze_excite': True,
   'fused': False,
   'activations': 'relu,relu,relu,hswish,hswish,hswish',
@@ -60,7 +60,7 @@ DEPLOY_SPECS: dict[str, dict[str, Any]] = {
   },
 }
 # Fewer choices, also of the deployed network, where all would take too long.
-_RUNLOCAL = {'mobile': {'num_blocks': 1, 'kernels': (3,), 'expansions': (3,)}}
+_RUNLOCAL = {'mobile': {'num_blocks': 1, 'kernels': '3', 'expansions': '3'}}
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:

@@ -23,7 +23,7 @@ _SETTINGS = {
   'num_blocks': st.integers(1, 5),
   'num_stages': st.integers(1, 5),
   'stem_stride': st.integers(1, 2),
-  'kernels': st.sampled_from([(3,), (7, 5), (3, 5, 7)]),
+  'kernels': st.sampled_from(['3', '7,5', '3,5,7']),
   'fused': st.booleans(),
   'activations': st.sampled_from(['relu', 'relu,relu,relu,hswish,relu,hswish']),
 }

@@ -21,7 +21,7 @@ every_space = pytest.mark.parametrize('name', spaces.names())
 def _make(name, **wanted):
   """A space with those of the settings that it has, and few candidates."""
   module = importlib.import_module(f'hwdarts_jax.spaces.{name}')
-  wanted |= {'num_blocks': 2, 'num_stages': 3, 'expansions': (3,)}
+  wanted |= {'num_blocks': 2, 'num_stages': 3, 'expansions': '3'}
   known = inspect.signature(module.make).parameters
   return spaces.make(name, **{k: v for k, v in wanted.items() if k in known})
 

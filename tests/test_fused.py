@@ -29,8 +29,8 @@ _SMALL = {
     'num_classes': 4,
     'image_size': 8,
     'stem_stride': 1,
-    'kernels': (3,),
-    'expansions': (3,),
+    'kernels': '3',
+    'expansions': '3',
   },
   'nasbench201': {'features': 2, 'num_cells': 2, 'image_size': 8},
 }

@@ -144,10 +144,10 @@ def test_specs_of_all_sizes_share_their_alphas():
 @pytest.mark.parametrize(
   'setting, value',
   [
-    ('kernels', (9,)),
-    ('kernels', ()),
-    ('kernels', 3),
-    ('expansions', (3, 3)),
+    ('kernels', '9'),
+    ('kernels', ''),
+    ('kernels', (3,)),
+    ('expansions', '3,3'),
     ('num_stages', 6),
     ('num_blocks', 0),
     ('stem_stride', 0),
@@ -157,7 +157,7 @@ def test_specs_of_all_sizes_share_their_alphas():
   ],
 )
 def test_setting_that_cannot_be_is_named(setting, value):
-  with pytest.raises(ValueError, match=f'{setting} is '):
+  with pytest.raises(ValueError, match=f'^{setting} is '):
     spaces.make('mobile', **{setting: value})
 
 

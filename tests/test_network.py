@@ -28,8 +28,8 @@ _SMALL = {
     'num_classes': 4,
     'image_size': 8,
     'stem_stride': 1,
-    'kernels': (3,),
-    'expansions': (3,),
+    'kernels': '3',
+    'expansions': '3',
   },
   'nasbench201': {'features': 2, 'num_cells': 1, 'image_size': 4},
 }

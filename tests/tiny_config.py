@@ -25,6 +25,7 @@ def get_config(arg=None):
   config.source = 'tests/tiny_config.py'
   from_data = {'num_classes': 0, 'image_size': 0, 'image_channels': 0}
   config.space = {'name': 'darts', 'search': SPEC | from_data, 'deploy': DEPLOY}
+  config.latency.table = 'pixel4_cpu'  # of another space
   config.network.bn_groups = 2
   config.network.depthwise = 'conv'  # compiles sooner
   config.hypergrad.name = 'first_order'

@@ -257,7 +257,7 @@ def load_latency(
 
 def _with_command(error: ValueError, latency: Mapping[str, Any]) -> ValueError:
   """The error, with the command that measures what is missing."""
-  told = f'{latency["measure"]} and name it by --config.latency.table'
+  told = f'{latency["measure"]}; then name it by --config.latency.table'
   general = table_lib.MEASURE_COMMAND
   return ValueError(
     str(error).replace(general, told if latency['measure'] else general)

@@ -16,7 +16,6 @@ alphas.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 import re
 
 from hwdarts_jax.spaces import blocks
@@ -51,8 +50,8 @@ def make(
   image_size: int = 224,
   image_channels: int = 3,
   stem_stride: int = 2,
-  kernels: Sequence[int] = KERNELS,
-  expansions: Sequence[int] = EXPANSIONS,
+  kernels: str = '3,5,7',
+  expansions: str = '3,4,6',
   squeeze_excite: bool = True,
   fused: bool = False,
   activations: str = 'relu,relu,relu,hswish,hswish,hswish',
@@ -69,8 +68,9 @@ def make(
       `stem_stride` of 1.
     image_channels: channels of an image.
     stem_stride: of the first convolution.
-    kernels: of depthwise convolutions to choose from, among `KERNELS`.
-    expansions: to choose from, among `EXPANSIONS`.
+    kernels: of depthwise convolutions to choose from, with commas, among
+      `KERNELS`.
+    expansions: to choose from, likewise, among `EXPANSIONS`.
     squeeze_excite: whether each block may also have squeeze-and-excitation.
     fused: whether to add blocks of dense 3x3 convolutions, for accelerators
       that dislike depthwise ones.
@@ -90,8 +90,10 @@ def make(
     f'from 1 to {len(STAGES)}',
   )
   blocks.check_image(image_size, stem_stride)
-  _check_among('kernels', kernels, KERNELS)
-  _check_among('expansions', expansions, EXPANSIONS)
+  sizes = (
+    _split_numbers('kernels', kernels, KERNELS),
+    _split_numbers('expansions', expansions, EXPANSIONS),
+  )
   of_stages = _split_activations(activations)[: 1 + num_stages]
   first_act, last_act = of_stages[0], of_stages[-1]
   stem = (
@@ -107,9 +109,7 @@ def make(
   source, width = 'block', features
   for i, (channels, stride) in enumerate(STAGES[:num_stages]):
     width = make_divisible(channels * features / STEM_FEATURES)
-    ops = _candidates(
-      kernels, expansions, squeeze_excite, fused, of_stages[1 + i]
-    )
+    ops = _candidates(*sizes, squeeze_excite, fused, of_stages[1 + i])
     cells += _stage(f'stage_{i + 1}', source, ops, width, stride, num_blocks)
     source, size = cells[-1].name, -(-size // stride)
   wide = make_divisible(_HEAD_EXPANSION * width)
@@ -192,8 +192,8 @@ def _stage(
 
 
 def _candidates(
-  kernels: Sequence[int],
-  expansions: Sequence[int],
+  kernels: list[int],
+  expansions: list[int],
   squeeze_excite: bool,
   fused: bool,
   activation: str,
@@ -222,12 +222,15 @@ def _split_activations(activations: str) -> list[str]:
   return names * (_NUM_ACTIVATIONS // len(names))
 
 
-def _check_among(
-  field: str, values: Sequence[int], allowed: tuple[int, ...]
-) -> None:
-  ok = (
-    isinstance(values, list | tuple)
-    and all(is_int(v) and v in allowed for v in values)
-    and 0 < len(values) == len(set(values))
+def _split_numbers(
+  field: str, text: str, allowed: tuple[int, ...]
+) -> list[int]:
+  """The numbers of a setting, which are some of those allowed."""
+  names = text.split(',') if isinstance(text, str) else []
+  check(
+    0 < len(names) == len(set(names)) and set(names) <= {*map(str, allowed)},
+    field,
+    text,
+    f'some of {allowed}, each once, separated by commas',
   )
-  check(ok, field, values, f'some of {allowed}, each once')
+  return [int(name) for name in names]
