@@ -19,7 +19,7 @@ import numpy as np
 from hwdarts_jax import spaces
 from hwdarts_jax.data import sources
 from hwdarts_jax.jobs import predictor_files
-from hwdarts_jax.latency import cost, liveness
+from hwdarts_jax.latency import cost
 from hwdarts_jax.latency import predictor as predictor_lib
 from hwdarts_jax.latency import table as table_lib
 from hwdarts_jax.models import ops
@@ -396,32 +396,3 @@ def learning_rate(
   return optimizers.make_schedule(
     num_steps=num_steps, **{k: v for k, v in optimizer.items() if k in names}
   )
-
-
-def most_probable(
-  spec: NetworkSpec, probs: Mapping[str, np.ndarray]
-) -> Genotype:
-  """Derives an architecture in which something connects input and output.
-
-  That is `discretize.derive`, or where its result would be dead the most
-  probable architecture that is not.
-
-  Args:
-    spec: the space.
-    probs: for each group f[E, O], positive.
-  """
-  alphas = {name: np.log(np.maximum(p, 1e-30)) for name, p in probs.items()}
-  genotype = discretize.derive(spec, alphas)
-  one_hot = {
-    name: g[None] for name, g in discretize.one_hot(spec, genotype).items()
-  }
-  if liveness.is_connected(spec, one_hot)[0]:
-    return genotype
-  if not predictor_lib.is_enumerable(spec):
-    return genotype
-  corners = predictor_lib.corners(spec)
-  score = sum(
-    np.einsum('neo,eo->n', corners[name], a) for name, a in alphas.items()
-  )
-  best = np.where(liveness.is_connected(spec, corners), score, -np.inf).argmax()
-  return discretize.derive(spec, {g: c[best] for g, c in corners.items()})

@@ -341,7 +341,7 @@ def finish(
   rows = metrics_lib.read(path)
   probs = diagnose.final_probabilities(search.problem, state, rows)
   select = selection.SELECTIONS[search.config.search.selection]
-  genotype = common.most_probable(
+  genotype = selection.most_probable(
     search.specs.search, select(search, state, probs)
   )
   groups = search.specs.search.groups()
