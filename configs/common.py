@@ -33,6 +33,15 @@ SMALL_SEARCH_SPECS: dict[str, dict[str, Any]] = {
   'darts': {'features': 4, 'num_cells': 3},
   'mobile': _MOBILE | {'features': 4, 'stem_stride': 0},
 }
+# How multipliers are found; see hwdarts_jax.bilevel.dual.
+DUAL = {
+  'proportional': 5.0,
+  'integral': 20.0,
+  'sharpness': 0.1,
+  'sharp_from': 0.5,
+  'settle_from': 0.7,
+  'memory': 0.95,
+}
 # The networks whose latency counts.
 DEPLOY_SPECS: dict[str, dict[str, Any]] = {
   'nasbench201': {
@@ -207,8 +216,15 @@ def _set_method(config) -> None:
   config.objective = {
     'name': 'relative',
     'multiplier': 0.003,
-    'reference_ms': 0.0,
-  }  # 0: expected at uniform gates
+    'reference_ms': 0.0,  # 0: expected at uniform gates
+    # Bounds find their multipliers themselves; the fixed one is not used then.
+    'target_ms': 0.0,  # 0: none
+    'constraints': {},  # such as {'latency_ms': 8.0, 'peak_memory_mb': 1.5}
+    # How much faster than the bound to aim on the predictor, which errs: a
+    # share such as 0.05, or held_out.
+    'margin': '0',
+    'dual': dict(DUAL),
+  }
   # Such as {'beta_decay': {'scale': 50.0}}: see bilevel/regularizers.py.
   config.regularizers = {}
 

@@ -41,6 +41,7 @@ flags.DEFINE_bool(
 
 _NOT_JOBS = (
   'accuracy',
+  'bounds',
   'common',
   'describe_report',
   'diagnose',

@@ -47,6 +47,7 @@ def test_quality_counts_relative_errors_and_ranks():
       'mape_percent': 8.0,
       'within_5_percent': 50.0,
       'within_10_percent': 75.0,
+      'slower_p99_percent': 100 / 0.92 - 100,
       'spearman': 1.0,
       'kendall_tau': 1.0,
     }

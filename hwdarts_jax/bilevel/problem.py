@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hwdarts_jax.bilevel import exploration, relax
+from hwdarts_jax.bilevel import dual, exploration, relax
 from hwdarts_jax.models import fused
 from hwdarts_jax.models import network as network_lib
 
@@ -32,6 +32,7 @@ class SearchState(struct.PyTreeNode):
     alphas_opt: optimizer state of alphas.
     multiplier: f32[], weight of the hardware cost.
     rng: typed key; folded with the step, never changed.
+    duals: of each constraint, by name: its target and its own multiplier.
   """
 
   step: jax.Array
@@ -42,6 +43,7 @@ class SearchState(struct.PyTreeNode):
   alphas_opt: Tree
   multiplier: jax.Array
   rng: jax.Array
+  duals: dict[str, dual.Dual] = struct.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Problem:
     auxiliary_skip: coefficient of an extra identity on every searched edge at
       the first step; decays to 0 at the last (`exploration.auxiliary_skip`).
     warmup_gates: name in `exploration.WARMUP_GATES`.
+    constraints: on expected costs; `SearchState.duals` has one dual of each.
+    dual: how their multipliers are found.
   """
 
   network: network_lib.Network | fused.FusedNetwork
@@ -94,6 +98,8 @@ class Problem:
   )
   auxiliary_skip: float = 0.0
   warmup_gates: str = 'relaxed'
+  constraints: tuple[dual.Constraint, ...] = ()
+  dual: dual.Settings = dual.Settings()
 
   @property
   def takes_both_batches(self) -> bool:
@@ -150,11 +156,22 @@ class Problem:
 
 
 def init_state(
-  problem: Problem, seed: int, multiplier: float, alphas_scale: float = 1e-3
+  problem: Problem,
+  seed: int,
+  multiplier: float,
+  alphas_scale: float = 1e-3,
+  targets: Mapping[str, float] | None = None,
 ) -> SearchState:
   """Returns the state before the first step.
 
   Alphas start near zero with a little noise that breaks ties, as in DARTS.
+
+  Args:
+    problem: what is optimized.
+    seed: of params, alphas and the steps.
+    multiplier: fixed weight of the hardware cost.
+    alphas_scale: standard deviation of the first alphas.
+    targets: of each constraint of the problem, in the unit of its cost.
   """
   # Op by op; hundreds of tiny programs are compiled sooner for the host.
   with jax.default_device(_host()):
@@ -187,4 +204,7 @@ def _init_state(problem, seed, multiplier, alphas_scale):
     alphas_opt=problem.alphas_optimizer.init(alphas),
     multiplier=jnp.asarray(multiplier, jnp.float32),
     rng=step_rng,
+    duals={
+      c.name: dual.start((targets or {})[c.name]) for c in problem.constraints
+    },
   )

@@ -11,8 +11,8 @@ finds the same expression twice. It does not where the gradient is itself
 differentiated; there `bilevel_update` shares it by hand. First-order gradients
 are even read at the same params: a fused network takes both batches in one
 pass, with half as many kernels. `inner_update` changes nothing but params,
-their optimizer and the batch statistics, `outer_update` nothing but alphas and
-their optimizer.
+their optimizer and the batch statistics, `outer_update` nothing but alphas,
+their optimizer and the multipliers of constraints.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hwdarts_jax.bilevel import hypergrad
+from hwdarts_jax.bilevel import dual, hypergrad, relax
 from hwdarts_jax.bilevel.losses import gradients, losses
 from hwdarts_jax.bilevel.problem import (
   Batch,
@@ -39,6 +39,7 @@ __all__ = (
   'Problem',
   'SearchState',
   'bilevel_update',
+  'constrained',
   'gradients',
   'init_state',
   'inner_update',
@@ -74,26 +75,72 @@ def _move_params(problem, state, grads, batch_stats):
 def outer_update(
   problem: Problem, state: SearchState, train_loss, val_loss
 ) -> tuple[SearchState, Metrics]:
-  """One optimizer step of alphas; params stay as they are."""
+  """One optimizer step of alphas and multipliers; params stay as they are."""
   grads = _hypergrad(problem, state, train_loss, val_loss)
   return _move_alphas(problem, state, grads)
 
 
 def _move_alphas(problem, state, grads):
+  metrics = {'hypergrad_norm': optax.tree.norm(grads)}
+  grads, duals, of_constraints = constrained(problem, state, grads)
   updates, alphas_opt = problem.alphas_optimizer.update(
     grads, state.alphas_opt, state.alphas
   )
+  if problem.constraints:
+    size = dual.step_size(problem.progress(state.step), problem.dual)
+    updates = jax.tree.map(lambda u: size.astype(u.dtype) * u, updates)
   alphas = optax.apply_updates(state.alphas, updates)
   # A select, not a branch: convolutions inside XLA control flow are slow on
   # CPU.
   warm = state.step >= problem.warmup_steps
-  alphas, alphas_opt = jax.tree.map(
+  alphas, alphas_opt, duals = jax.tree.map(
     lambda new, old: jnp.where(warm, new, old),
-    (alphas, alphas_opt),
-    (state.alphas, state.alphas_opt),
+    (alphas, alphas_opt, duals),
+    (state.alphas, state.alphas_opt, state.duals),
   )
-  state = state.replace(alphas=alphas, alphas_opt=alphas_opt)
-  return state, {'hypergrad_norm': optax.tree.norm(grads)}
+  state = state.replace(alphas=alphas, alphas_opt=alphas_opt, duals=duals)
+  return state, metrics | of_constraints
+
+
+def constrained(
+  problem: Problem, state: SearchState, grads
+) -> tuple[dict[str, jax.Array], dict[str, dual.Dual], Metrics]:
+  """Adds what the constraints pull to the hypergradient of the task.
+
+  Constraints depend on alphas alone, so that their gradient is exact with every
+  estimator.
+
+  Args:
+    problem: whose constraints.
+    state: at whose alphas.
+    grads: the hypergradient, for each group f[E, O].
+
+  Returns:
+    The gradient of the Lagrangian, the duals after this step, and metrics:
+    'expected/<name>', the cost that is bounded, and 'multiplier/<name>'.
+  """
+  settings, progress = problem.dual, problem.progress(state.step)
+  temperature = problem.temperature(state.step)
+
+  def cost_of(constraint, alphas):
+    probs = relax.probabilities(problem.relaxation, alphas, temperature)
+    return constraint.cost(dual.sharpened(probs, progress, settings))
+
+  total, duals = grads, {}
+  metrics: Metrics = {}
+  for constraint in problem.constraints:
+    name, old = constraint.name, state.duals[constraint.name]
+    cost, pullback = jax.vjp(
+      functools.partial(cost_of, constraint), state.alphas
+    )
+    (slope,) = pullback((1 / old.target).astype(cost.dtype))
+    excess = dual.excess(cost, old.target)
+    seen = dual.observe(old, grads, slope, settings)
+    weight = dual.multiplier(seen, excess, settings)
+    total = jax.tree.map(lambda t, s, w=weight: t + w * s, total, slope)
+    duals[name] = dual.ascend(seen, excess, problem.num_steps, settings)
+    metrics |= {f'expected/{name}': cost, f'multiplier/{name}': weight}
+  return total, duals, metrics
 
 
 def bilevel_update(
@@ -103,7 +150,7 @@ def bilevel_update(
 
   Returns:
     The next state, and scalars: losses, accuracies, 'expected_ms',
-    'gate_entropy' and the norms of both gradients.
+    'gate_entropy', the norms of both gradients, and what `constrained` says.
   """
   if problem.takes_both_batches:
     of_params, of_alphas, batch_stats, metrics = gradients(
@@ -127,9 +174,12 @@ def bilevel_update(
 
 
 def _joined(inner: SearchState, outer: SearchState) -> SearchState:
-  """The next state: params of one, alphas of the other."""
+  """The next state: params of one, alphas and duals of the other."""
   return inner.replace(
-    step=inner.step + 1, alphas=outer.alphas, alphas_opt=outer.alphas_opt
+    step=inner.step + 1,
+    alphas=outer.alphas,
+    alphas_opt=outer.alphas_opt,
+    duals=outer.duals,
   )
 
 

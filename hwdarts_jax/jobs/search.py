@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from hwdarts_jax.bilevel import exploration
+from hwdarts_jax.bilevel import dual, exploration
 from hwdarts_jax.bilevel import update as update_lib
 from hwdarts_jax.data import pipeline, sources
 from hwdarts_jax.data.split import search_split
@@ -29,8 +29,10 @@ from hwdarts_jax.jobs import (
   selection,
   summary,
 )
+from hwdarts_jax.jobs import bounds as bounds_lib
 from hwdarts_jax.jobs import loop as loop_lib
 from hwdarts_jax.jobs import settings as settings_lib
+from hwdarts_jax.latency import projection
 from hwdarts_jax.models import fused
 from hwdarts_jax.runtime import metrics as metrics_lib
 from hwdarts_jax.runtime import plots, sharding
@@ -49,6 +51,7 @@ class Search:
     config: the resolved config.
     specs: search and deploy.
     latency: of the deploy spec.
+    bounds: on its costs.
     problem: what is optimized.
     train: half of the train split that params see.
     val: the other half, that alphas see.
@@ -60,6 +63,7 @@ class Search:
   config: ml_collections.ConfigDict
   specs: common.Specs
   latency: common.LatencyModel
+  bounds: tuple[bounds_lib.Bound, ...]
   problem: update_lib.Problem
   train: sources.Dataset
   val: sources.Dataset
@@ -133,7 +137,10 @@ def make(config: ml_collections.ConfigDict) -> Search:
       f'or a multiple of search.log_every_steps = {settings.log_every_steps}.'
     )
   diagnose.check(config)
-  problem = _make_problem(config, specs, latency)
+  bounds = bounds_lib.make(
+    common.section(config, 'objective'), specs.deploy, latency
+  )
+  problem = _make_problem(config, specs, latency, bounds)
   augment = pipeline.Augment(**common.section(config, 'data', 'augment'))
   schedule = loop_lib.Schedule(
     settings.num_steps,
@@ -143,7 +150,7 @@ def make(config: ml_collections.ConfigDict) -> Search:
     settings.keep_checkpoints,
   )
   return Search(
-    config, specs, latency, problem, train, val, mesh, augment, schedule
+    config, specs, latency, bounds, problem, train, val, mesh, augment, schedule
   )
 
 
@@ -151,6 +158,7 @@ def _make_problem(
   config: ml_collections.ConfigDict,
   specs: common.Specs,
   latency: common.LatencyModel,
+  bounds: tuple[bounds_lib.Bound, ...],
 ) -> update_lib.Problem:
   """What is optimized, from the sections of the config."""
   settings = config.search
@@ -191,6 +199,8 @@ def _make_problem(
     hypergrad_settings=hypergrad_settings,
     objective=config.objective.name,
     reference_ms=reference_ms,
+    constraints=bounds_lib.constraints(bounds),
+    dual=dual.Settings(**common.section(config, 'objective', 'dual')),
     regularizers=common.section(config, 'regularizers'),
     auxiliary_skip=settings.auxiliary_skip,
     warmup_gates=settings.warmup_gates,
@@ -201,7 +211,11 @@ def _search(search: Search, path: epath.Path) -> bool:
   """Runs or resumes; returns whether the search came to its end."""
   settings = search.config.search
   state = update_lib.init_state(
-    search.problem, search.config.seed, search.config.objective.multiplier
+    search.problem,
+    search.config.seed,
+    # Bounds find their multipliers; a fixed one would pull beyond them.
+    0.0 if search.bounds else search.config.objective.multiplier,
+    targets={b.name: b.aim for b in search.bounds},
   )
   state = jax.device_put(
     as_dtype(state, search.problem), sharding.replicated(search.mesh)
@@ -316,6 +330,9 @@ def _extend_row(
   if every and step % every == 0:
     extra['supernet_val_accuracy'] = evaluate(state)
   extra |= diagnosis.row(state, step)
+  for bound in search.bounds:
+    if bound.name == bounds_lib.LATENCY:
+      extra['target_ms'] = bound.aim
   probs = search.problem.probabilities(state)
   return extra | {
     f'gates/{g}': np.asarray(p, np.float32) for g, p in probs.items()
@@ -341,11 +358,14 @@ def finish(
   rows = metrics_lib.read(path)
   probs = diagnose.final_probabilities(search.problem, state, rows)
   select = selection.SELECTIONS[search.config.search.selection]
-  genotype = selection.most_probable(
-    search.specs.search, select(search, state, probs)
+  found = projection.project(
+    search.specs.search,
+    select(search, state, probs),
+    [b.limit for b in search.bounds],
   )
+  genotype = found.genotype
   groups = search.specs.search.groups()
-  record = summary.search_record(search, genotype, state, val_accuracy, rows)
+  record = summary.search_record(search, found, state, val_accuracy, rows)
   if jax.process_index() == 0:
     plots.plot_search(
       rows,

@@ -19,11 +19,7 @@ import numpy as np
 from hwdarts_jax.bilevel.problem import SearchState
 from hwdarts_jax.data import pipeline
 from hwdarts_jax.jobs import loop as loop_lib
-from hwdarts_jax.latency import liveness
-from hwdarts_jax.latency import predictor as predictor_lib
 from hwdarts_jax.runtime import metrics as metrics_lib
-from hwdarts_jax.spaces import discretize
-from hwdarts_jax.spaces.spec import Genotype, NetworkSpec
 
 Scores = Mapping[str, np.ndarray]
 Accuracy = Callable[[Scores], float]
@@ -156,32 +152,3 @@ def _accuracy(compiled, state, batches, size, gates) -> float:
   given = {g: np.asarray(p, dtypes[g]) for g, p in gates.items()}
   counts = [compiled(state, given, batch) for batch in batches()]
   return sum(map(int, counts)) / (size * len(counts))
-
-
-def most_probable(
-  spec: NetworkSpec, probs: Mapping[str, np.ndarray]
-) -> Genotype:
-  """Derives an architecture in which something connects input and output.
-
-  That is `discretize.derive`, or where its result would be dead the most
-  probable architecture that is not.
-
-  Args:
-    spec: the space.
-    probs: for each group f[E, O], positive.
-  """
-  alphas = {name: np.log(np.maximum(p, 1e-30)) for name, p in probs.items()}
-  genotype = discretize.derive(spec, alphas)
-  one_hot = {
-    name: g[None] for name, g in discretize.one_hot(spec, genotype).items()
-  }
-  if liveness.is_connected(spec, one_hot)[0]:
-    return genotype
-  if not predictor_lib.is_enumerable(spec):
-    return genotype
-  corners = predictor_lib.corners(spec)
-  score = sum(
-    np.einsum('neo,eo->n', corners[name], a) for name, a in alphas.items()
-  )
-  best = np.where(liveness.is_connected(spec, corners), score, -np.inf).argmax()
-  return discretize.derive(spec, {g: c[best] for g, c in corners.items()})

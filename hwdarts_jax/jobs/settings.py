@@ -21,6 +21,7 @@ from hwdarts_jax.bilevel import (
   relax,
 )
 from hwdarts_jax.jobs import selection
+from hwdarts_jax.latency import budgets
 from hwdarts_jax.models import fused
 from hwdarts_jax.runtime import optimizers
 
@@ -42,6 +43,14 @@ def _is_number(value: Any) -> bool:
     and not isinstance(value, bool)
     and math.isfinite(value)
   )
+
+
+def _as_number(value: Any) -> Any:
+  """A text that stands for a number, as that number."""
+  try:
+    return float(value) if isinstance(value, str) else value
+  except ValueError:
+    return None
 
 
 def _whole(low: int) -> _Rule:
@@ -68,6 +77,9 @@ _POSITIVE = _Rule('a finite number, above 0', lambda v: _is_number(v) and v > 0)
 _ABOVE_ONE = _Rule(
   'a finite number, above 1', lambda v: _is_number(v) and v > 1
 )
+_SHARE = _Rule(
+  'a number above 0, at most 1', lambda v: _is_number(v) and 0 < v <= 1
+)
 _BELOW_ONE = _Rule(
   'a number, at least 0 and below 1', lambda v: _is_number(v) and 0 <= v < 1
 )
@@ -81,6 +93,10 @@ _DESCRIBE = {
   'search_workdir': _TEXT,
   'genotype': _TEXT,
 }
+_MARGIN = _Rule(
+  "a share, at least 0, or 'held_out'",
+  lambda v: v == 'held_out' or _NOT_NEGATIVE.holds(_as_number(v)),
+)
 _AUGMENT = {'pad': _whole(0), 'flip': _FLAG, 'cutout': _whole(0)}
 _FIELDS: dict[str, dict[str, _Rule]] = {
   '': {
@@ -141,6 +157,18 @@ _FIELDS: dict[str, dict[str, _Rule]] = {
     'name': _among(*objective.OBJECTIVES),
     'multiplier': _NUMBER,
     'reference_ms': _NOT_NEGATIVE,
+    'target_ms': _NOT_NEGATIVE,
+    'constraints': _SECTION,
+    'margin': _MARGIN,
+    'dual': _SECTION,
+  },
+  'objective.dual': {
+    'proportional': _NOT_NEGATIVE,
+    'integral': _POSITIVE,
+    'sharpness': _SHARE,
+    'sharp_from': _SHARE,
+    'settle_from': _SHARE,
+    'memory': _BELOW_ONE,
   },
   'search': {
     'num_steps': _whole(1),
@@ -253,6 +281,7 @@ def check(config: Mapping[str, Any]) -> None:
   _check_fields(config, _FIELDS)
   _check_hypergrad(config['hypergrad'])
   _check_regularizers(config['regularizers'])
+  _check_constraints(config['objective']['constraints'])
   for section in _OPTIMIZERS:
     make_optimizer(section, _section(config, section), num_steps=2**31)
 
@@ -358,6 +387,17 @@ def _keywords(function: Callable[..., Any]) -> tuple[str, ...]:
     for p in inspect.signature(function).parameters.values()
     if p.kind is p.KEYWORD_ONLY
   )
+
+
+def _check_constraints(values: Mapping[str, Any]) -> None:
+  """Checks the names of bounded costs, and their bounds."""
+  for name, value in values.items():
+    budgets.check_name(name)
+    if not _POSITIVE.holds(value):
+      raise ValueError(
+        f'objective.constraints.{name} is {value!r}; it must be '
+        f'{_POSITIVE.allowed}.'
+      )
 
 
 def _section(config: Mapping[str, Any], dotted: str) -> Mapping[str, Any]:

@@ -15,9 +15,10 @@ import jax
 import numpy as np
 
 from hwdarts_jax import spaces
-from hwdarts_jax.jobs import common, diagnose
+from hwdarts_jax.jobs import bounds, common, diagnose
+from hwdarts_jax.latency import projection
 from hwdarts_jax.spaces import discretize
-from hwdarts_jax.spaces.spec import Genotype, NetworkSpec
+from hwdarts_jax.spaces.spec import NetworkSpec
 
 _SAMPLES = 1000  # random architectures that the found one is compared with
 _EVALUATION = 'network.evaluation'
@@ -25,13 +26,13 @@ _EVALUATION = 'network.evaluation'
 
 def search_record(
   search,
-  genotype: Genotype,
+  found: projection.Projection,
   state,
   val_accuracy: float,
   rows: list[dict[str, Any]],
 ) -> dict[str, Any]:
   """The content of genotype.json; every figure stands under its spec."""
-  deploy = search.specs.deploy
+  deploy, genotype = search.specs.deploy, found.genotype
   config, latency = search.config, search.latency
   predicted_ms = latency.of(deploy, genotype)
   random_ms = _random_ms(search, deploy)
@@ -54,6 +55,7 @@ def search_record(
       },
       'predictor': latency.card,
       **common.costs(deploy, genotype),
+      'bounds': bounds.record(search.bounds, found, rows),
     },
     'search': {
       'spec': config.space.search.to_dict(),
@@ -175,9 +177,7 @@ def of_search(path: epath.Path) -> str:
       f'  supernet accuracy  {accuracy} on the validation half',
       *_early_stop(search),
       'What was traded:',
-      f'  objective = validation loss {search["val_loss"]:.3f} + latency cost, '
-      f'{search["objective"]} with multiplier {search["multiplier"]:g} '
-      f'(reference {search["reference_ms"]:.2f} ms)',
+      *_traded(deploy, search),
       f'  expected latency of the mixture went from '
       f'{deploy["expected_ms_at_start"]:.2f} to '
       f'{deploy["expected_ms_at_end"]:.2f} ms, gate entropy ends at '
@@ -199,6 +199,21 @@ def _early_stop(search: dict[str, Any]) -> list[str]:
   if step is None:
     return []
   return [f'  ended early, with the alphas of step {step}']
+
+
+def _traded(deploy: dict[str, Any], search: dict[str, Any]) -> list[str]:
+  """What the objective weighed against the validation loss."""
+  loss = f'  objective = validation loss {search["val_loss"]:.3f}'
+  if not deploy.get('bounds'):  # records may be older
+    return [
+      f'{loss} + latency cost, {search["objective"]} with multiplier '
+      f'{search["multiplier"]:g} (reference {search["reference_ms"]:.2f} ms)'
+    ]
+  return [f'{loss}, within bounds'] + [
+    f'  {line}'
+    for name, bound in deploy['bounds'].items()
+    for line in bounds.lines(name, bound)
+  ]
 
 
 def _confidence(deploy: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
+import math
 from typing import Any, cast
 
 from flax import linen as nn
@@ -41,12 +42,21 @@ _CHUNK = 4096  # architectures predicted at a time
 def quality(
   predicted_ms: np.ndarray, measured_ms: np.ndarray
 ) -> dict[str, float]:
-  """Errors of predictions f[N] in per cent, and correlations of their ranks."""
+  """Errors of predictions f[N] in per cent, and correlations of their ranks.
+
+  'slower_p99_percent' is by how much a further measurement exceeds its
+  prediction in one case of 100 at most, if it is like these: the order
+  statistic of conformal prediction (Vovk et al. 2005, section 2.2), or the
+  largest where N is below 99.
+  """
+  slower = np.sort(100 * (measured_ms / predicted_ms - 1))
+  rank = min(math.ceil(0.99 * (len(slower) + 1)), len(slower))
   error = 100 * np.abs(predicted_ms / measured_ms - 1)
   return {
     'mape_percent': float(error.mean()),
     'within_5_percent': float(100 * (error <= 5).mean()),
     'within_10_percent': float(100 * (error <= 10).mean()),
+    'slower_p99_percent': float(slower[rank - 1]),
     'spearman': float(stats.spearmanr(predicted_ms, measured_ms).statistic),
     'kendall_tau': float(stats.kendalltau(predicted_ms, measured_ms).statistic),
   }

@@ -59,6 +59,7 @@ _SUMMARY = (
     'expected latency (ms)',
     (
       ('expected_ms', 'expected', {'color': '#54a24b'}),
+      ('expected/latency_ms', 'sharpened', {'color': '#1b7837'}),
       ('target_ms', 'target', _TARGET),
     ),
   ),
@@ -93,7 +94,8 @@ def plot_search(
 
   Args:
     rows: of `metrics.read`, with any of the keys train_loss, val_loss,
-      train_accuracy, val_accuracy (shares of one), expected_ms, target_ms and
+      train_accuracy, val_accuracy (shares of one), expected_ms, target_ms,
+      expected/latency_ms (what a bound of the latency holds) and
       gate_entropy (nats). Keys `gate_entropy/<group>` add a line each.
     gates_history: f32[T, E, O] of each group.
     ops: names of the O columns of each group.
