@@ -163,7 +163,6 @@ def test_a_bounded_search_says_what_it_aimed_at_and_meets_it(
   assert set(record['deploy']['bounds']) == {'latency_ms', 'model_mb'}
   assert all(row['target_ms'] == entry['aim'] for row in rows)
   for name in ('latency_ms', 'model_mb'):
-    assert all(row[f'multiplier/{name}'] >= 0 for row in rows)
     last = record['deploy']['bounds'][name]['expected_at_end']
     assert last == rows[-1][f'expected/{name}']
   assert 'latency_ms of at most 4.5 ms, less a margin of 10.0 %: met' in out
@@ -171,12 +170,12 @@ def test_a_bounded_search_says_what_it_aimed_at_and_meets_it(
   assert record['search']['multiplier'] == 0
 
 
-def test_a_binding_bound_has_a_multiplier_and_a_loose_one_none(ran):
+def test_only_a_binding_bound_pulls_down(ran):
   record, rows, _ = ran
   entry = record['deploy']['bounds']['latency_ms']
   assert rows[0]['expected/latency_ms'] > entry['aim']
   assert max(row['multiplier/latency_ms'] for row in rows) > 0
-  assert all(row['multiplier/model_mb'] == 0 for row in rows)
+  assert all(row['multiplier/model_mb'] <= 0 for row in rows)
   assert rows[-1]['expected/latency_ms'] < rows[0]['expected/latency_ms']
 
 

@@ -23,8 +23,8 @@ def _float64():
     yield
 
 
-@functools.partial(jax.jit, static_argnames='size')
-def _descend(a, b, targets, size=1.0):
+@functools.partial(jax.jit, static_argnames=('size', 'settings'))
+def _descend(a, b, targets, size=1.0, settings=SETTINGS):
   """Minimizes |x - a|^2 / 2 * size subject to b[k] . x <= targets[k].
 
   Returns:
@@ -36,10 +36,10 @@ def _descend(a, b, targets, size=1.0):
     total, weights, after = size * (x - a), [], []
     for k, old in enumerate(duals):
       slope, excess = b[k] / old.target, dual.excess(b[k] @ x, old.target)
-      seen = dual.observe(old, size * (x - a), slope, SETTINGS)
-      weights.append(dual.multiplier(seen, excess, SETTINGS))
+      seen = dual.observe(old, size * (x - a), slope, settings)
+      weights.append(dual.multiplier(seen, excess, settings))
       total += weights[-1] * slope
-      after.append(dual.ascend(seen, excess, STEPS, SETTINGS))
+      after.append(dual.ascend(seen, excess, STEPS, settings))
     return (x - 0.02 / size * total, after), jnp.stack(weights)
 
   duals = [
@@ -66,12 +66,17 @@ def test_a_binding_constraint_ends_at_the_kkt_point(a, b, share):
 @hypothesis.settings(max_examples=25)
 @hypothesis.given(a=vectors, b=vectors, more=st.floats(1.1, 10.0))
 def test_a_constraint_that_holds_anyway_costs_nothing(a, b, more):
-  """Its multiplier is zero, not small."""
+  """Its multiplier is zero, not small, where it is an inequality; with a lift
+  it vanishes with the gradient of the task.
+  """
   a, b = np.array(a), np.array(b)
   target = more * max(a @ b, 0.1)
-  x, found = _descend(a, b[None], (target,))
+  plain = dataclasses.replace(SETTINGS, lift=0.0)
+  x, found = _descend(a, b[None], (target,), settings=plain)
   np.testing.assert_allclose(x, a, atol=1e-9)
   assert found[0] == 0
+  lifted, _ = _descend(a, b[None], (target,))
+  np.testing.assert_allclose(lifted, a, atol=1e-6)
 
 
 def test_two_constraints_have_a_multiplier_each():

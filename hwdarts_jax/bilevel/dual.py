@@ -5,15 +5,20 @@
 Of each constraint the relative excess ``g = cost / target - 1`` is controlled:
 to the hypergradient of the task it adds ``multiplier * dg / d alphas``, with
 
-    multiplier = scale * max(0, integral + proportional * g)
-    integral'  = max(0, integral + integral_gain / num_steps * g)
+    multiplier = scale * clip(integral + proportional * g)
+    integral'  = clip(integral + integral_gain / num_steps * g)
 
 This is the gradient of the augmented Lagrangian for inequalities,
 ``(max(0, m + rho g)^2 - m^2) / (2 rho)`` (Nocedal & Wright 2006, section
 17.4), with rho = scale * proportional, whose multiplier m is moved a little
 in every step, as in PI dual ascent (Stooke et al. 2020, algorithm 2), and not
-at minima of the Lagrangian only. Where the constraint holds with room to spare
-the multiplier is 0.
+at minima of the Lagrangian only. Both are clipped to [-lift, most].
+
+With a lift of 0 the bound is an inequality, and where it holds with room to
+spare the multiplier is 0. With more it also pulls up towards its target: a
+search whose gradients are mostly noise would else stay wherever below it came
+by chance. The pull is that share of the task's own gradient at most, so that it
+moves no optimum of a task without noise.
 
 What is not in these sources is `scale`, a running ratio of the norms of both
 gradients: gains then mean the same whatever the size of the task loss and the
@@ -66,7 +71,7 @@ class Dual(NamedTuple):
 
   Attributes:
     target: f[], the bound, in the unit of the cost.
-    integral: f[], at least 0: the multiplier at rest, in units of the scale.
+    integral: f[], the multiplier at rest, in units of the scale.
     task_norm: f[], running norm of the hypergradient of the task.
     cost_norm: f[], running norm of the gradient of the excess.
   """
@@ -81,7 +86,8 @@ class Dual(NamedTuple):
 class Settings:
   """How multipliers are found; see the module.
 
-  The defaults were chosen by `benchmarks.target_latency --tune`.
+  The defaults were chosen on made-up tasks like those of
+  `benchmarks.target_latency`, of other seeds than those reported.
 
   Attributes:
     proportional: gain of the present excess.
@@ -91,6 +97,8 @@ class Settings:
     settle_from: progress from which steps of alphas shrink to 0, linearly, so
       that the search comes to rest at its targets.
     memory: share of the running norms that a step keeps.
+    most: largest pull towards a target from above, in units of the scale.
+    lift: largest pull from below, below 1; 0: the bound is an inequality.
   """
 
   proportional: float = 5.0
@@ -99,6 +107,8 @@ class Settings:
   sharp_from: float = 0.5
   settle_from: float = 0.7
   memory: float = 0.95
+  most: float = 1.5
+  lift: float = 0.1
 
 
 def start(target: float | jax.Array) -> Dual:
@@ -151,11 +161,11 @@ def observe(
 
 
 def multiplier(dual: Dual, excess: jax.Array, settings: Settings) -> jax.Array:
-  """The weight f[] of the excess in the loss of alphas, at least 0."""
+  """The weight f[] of the excess in the loss of alphas."""
   # Both norms begin at 0, so that what they lack cancels out.
   scale = dual.task_norm / jnp.maximum(dual.cost_norm, _LEAST_NORM)
   pull = dual.integral + settings.proportional * jnp.minimum(excess, _MOST)
-  return scale * jnp.maximum(pull, 0.0)
+  return scale * jnp.clip(pull, -settings.lift, settings.most)
 
 
 def ascend(
@@ -164,7 +174,7 @@ def ascend(
   """One step of the multiplier, up where the target is exceeded."""
   gain = settings.integral / num_steps
   moved = dual.integral + gain * jnp.minimum(excess, _MOST)
-  return dual._replace(integral=jnp.maximum(moved, 0.0))
+  return dual._replace(integral=jnp.clip(moved, -settings.lift, settings.most))
 
 
 def step_size(progress: jax.Array | float, settings: Settings) -> jax.Array:

@@ -169,6 +169,8 @@ _FIELDS: dict[str, dict[str, _Rule]] = {
     'sharp_from': _SHARE,
     'settle_from': _SHARE,
     'memory': _BELOW_ONE,
+    'most': _POSITIVE,
+    'lift': _BELOW_ONE,
   },
   'search': {
     'num_steps': _whole(1),
