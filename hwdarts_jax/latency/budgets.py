@@ -59,6 +59,7 @@ _MB = 1e6
 _TENSOR_BYTES = 150
 _DRAWN = 1000  # architectures that the range of other spaces is taken from
 _DRAWN_PLANS = 32  # where each takes as long as laying out an arena
+_CHUNK = 512  # architectures that are predicted at a time
 _ROUNDS = 3  # of changing one edge after the other
 
 
@@ -125,7 +126,14 @@ class Budget:
     """Costs f[N] of architectures f[N, E, O] of each group."""
     if self.exact is not None:
       return self.exact(one_hot)
-    return np.asarray(jax.jit(self.predict)(_float32(one_hot)))
+    # Always as many at a time: a predictor takes seconds to compile.
+    jitted, parts = jax.jit(self.predict), []
+    count = len(next(iter(one_hot.values())))
+    for at in range(0, count, _CHUNK):
+      rows = np.minimum(np.arange(at, at + _CHUNK), count - 1)
+      part = {name: np.asarray(p)[rows] for name, p in one_hot.items()}
+      parts.append(np.asarray(jitted(_float32(part))))
+    return np.concatenate(parts)[:count]
 
   def _descend(self, sign: int) -> float:
     """The least cost times `sign` that changes of single nodes lead to."""
