@@ -175,7 +175,7 @@ def init_state(
   """
   # Op by op; hundreds of tiny programs are compiled sooner for the host.
   with jax.default_device(_host()):
-    return _init_state(problem, seed, multiplier, alphas_scale)
+    return _init_state(problem, seed, multiplier, alphas_scale, targets)
 
 
 def _host():
@@ -186,7 +186,7 @@ def _host():
     return None
 
 
-def _init_state(problem, seed, multiplier, alphas_scale):
+def _init_state(problem, seed, multiplier, alphas_scale, targets):
   network_rng, alphas_rng, step_rng = jax.random.split(jax.random.key(seed), 3)
   variables = network_lib.init(problem.network, network_rng)
   groups = problem.network.spec.groups()
