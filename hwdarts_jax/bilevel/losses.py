@@ -39,7 +39,7 @@ def losses(
         train=True,
         mutable=['batch_stats'],
       )
-      return *_loss_and_accuracy(logits, batch), updates['batch_stats']
+      return *loss_and_accuracy(logits, batch), updates['batch_stats']
 
     return _mean_over_parts(problem, forward, batch)
 
@@ -51,7 +51,7 @@ def losses(
 
   def val_loss(params, alphas):
     loss, accuracy, _ = task(params, alphas, val_batch, draw.val_rng)
-    return _objective(problem, state, alphas, loss, accuracy)
+    return objective_of(problem, state, alphas, loss, accuracy)
 
   return train_loss, val_loss
 
@@ -86,13 +86,13 @@ def gradients(
         gates,
       )
       return [
-        _loss_and_accuracy(*pair) for pair in zip(logits, batches, strict=True)
+        loss_and_accuracy(*pair) for pair in zip(logits, batches, strict=True)
       ], batch_stats
 
     ((loss, accuracy), of_val), batch_stats = _mean_over_parts(
       problem, forward, (train_batch, val_batch)
     )
-    value, metrics = _objective(problem, state, alphas, *of_val)
+    value, metrics = objective_of(problem, state, alphas, *of_val)
     metrics |= {'train_loss': loss, 'train_accuracy': accuracy}
     return loss + value, (batch_stats, metrics)
 
@@ -121,7 +121,7 @@ def noiseless_val_loss(problem: Problem, state: SearchState, val_batch: Batch):
         train=True,
         mutable=['batch_stats'],
       )
-      return _loss_and_accuracy(logits, batch)[0]
+      return loss_and_accuracy(logits, batch)[0]
 
     return _mean_over_parts(problem, forward, val_batch)
 
@@ -184,15 +184,28 @@ class _Gates:
     return self._problem.gates(alphas, self._step, rng)
 
 
-def _loss_and_accuracy(logits, batch):
+def loss_and_accuracy(
+  logits: jax.Array, batch: Batch
+) -> tuple[jax.Array, jax.Array]:
+  """Mean cross-entropy f[] and share of correct answers f[] of a batch."""
   loss = optax.softmax_cross_entropy_with_integer_labels(
     logits, batch['label']
   ).mean()
   return loss, (logits.argmax(-1) == batch['label']).mean()
 
 
-def _objective(problem, state, alphas, loss, accuracy):
-  """What alphas minimize, and the metrics of the validation batch."""
+def objective_of(
+  problem: Problem, state: SearchState, alphas, loss, accuracy
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """What alphas minimize, and the metrics of the validation batch.
+
+  Args:
+    problem: what is optimized.
+    state: has the step and the multiplier.
+    alphas: for each group f[E, O].
+    loss: of the validation batch, f[].
+    accuracy: on it, f[].
+  """
   temperature = problem.temperature(state.step)
   probs = relax.probabilities(problem.relaxation, alphas, temperature)
   ms = problem.latency(probs)

@@ -187,24 +187,48 @@ def _host():
 
 
 def _init_state(problem, seed, multiplier, alphas_scale, targets):
-  network_rng, alphas_rng, step_rng = jax.random.split(jax.random.key(seed), 3)
+  network_rng, alphas_rng, step_rng = _keys(seed)
   variables = network_lib.init(problem.network, network_rng)
-  groups = problem.network.spec.groups()
-  alphas = {
-    g: alphas_scale
-    * jax.random.normal(jax.random.fold_in(alphas_rng, i), groups[g].shape)
-    for i, g in enumerate(sorted(groups))
-  }
   return SearchState(
     step=jnp.zeros((), jnp.int32),
     params=variables['params'],
     batch_stats=variables['batch_stats'],
-    alphas=alphas,
     params_opt=problem.params_optimizer.init(variables['params']),
-    alphas_opt=problem.alphas_optimizer.init(alphas),
-    multiplier=jnp.asarray(multiplier, jnp.float32),
     rng=step_rng,
-    duals={
+    **_of_alphas(problem, alphas_rng, multiplier, alphas_scale, targets),
+  )
+
+
+def init_alphas(
+  problem: Problem,
+  seed: int,
+  multiplier: float,
+  alphas_scale: float = 1e-3,
+  targets: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+  """Returns the fields of `init_state` that do not depend on params."""
+  with jax.default_device(_host()):
+    _, alphas_rng, _ = _keys(seed)
+    return _of_alphas(problem, alphas_rng, multiplier, alphas_scale, targets)
+
+
+def _keys(seed: int) -> jax.Array:
+  """Keys of the network, of the alphas and of the steps."""
+  return jax.random.split(jax.random.key(seed), 3)
+
+
+def _of_alphas(problem, rng, multiplier, alphas_scale, targets):
+  groups = problem.network.spec.groups()
+  alphas = {
+    g: alphas_scale
+    * jax.random.normal(jax.random.fold_in(rng, i), groups[g].shape)
+    for i, g in enumerate(sorted(groups))
+  }
+  return {
+    'alphas': alphas,
+    'alphas_opt': problem.alphas_optimizer.init(alphas),
+    'multiplier': jnp.asarray(multiplier, jnp.float32),
+    'duals': {
       c.name: dual.start((targets or {})[c.name]) for c in problem.constraints
     },
-  )
+  }

@@ -45,6 +45,8 @@ __all__ = (
   'inner_update',
   'losses',
   'make_step',
+  'move_alphas',
+  'move_params',
   'outer_update',
 )
 
@@ -56,11 +58,14 @@ def inner_update(
   grads, (batch_stats, metrics) = jax.grad(train_loss, has_aux=True)(
     state.params, state.alphas
   )
-  state, norm = _move_params(problem, state, grads, batch_stats)
+  state, norm = move_params(problem, state, grads, batch_stats)
   return state, {**metrics, **norm}
 
 
-def _move_params(problem, state, grads, batch_stats):
+def move_params(
+  problem: Problem, state: SearchState, grads, batch_stats
+) -> tuple[SearchState, Metrics]:
+  """Moves params along their gradients; takes over the batch statistics."""
   updates, params_opt = problem.params_optimizer.update(
     grads, state.params_opt, state.params
   )
@@ -77,10 +82,13 @@ def outer_update(
 ) -> tuple[SearchState, Metrics]:
   """One optimizer step of alphas and multipliers; params stay as they are."""
   grads = _hypergrad(problem, state, train_loss, val_loss)
-  return _move_alphas(problem, state, grads)
+  return move_alphas(problem, state, grads)
 
 
-def _move_alphas(problem, state, grads):
+def move_alphas(
+  problem: Problem, state: SearchState, grads
+) -> tuple[SearchState, Metrics]:
+  """Moves alphas and multipliers along the hypergradient of the task."""
   metrics = {'hypergrad_norm': optax.tree.norm(grads)}
   grads, duals, of_constraints = constrained(problem, state, grads)
   updates, alphas_opt = problem.alphas_optimizer.update(
@@ -156,8 +164,8 @@ def bilevel_update(
     of_params, of_alphas, batch_stats, metrics = gradients(
       problem, state, train_batch, val_batch
     )
-    inner, norm = _move_params(problem, state, of_params, batch_stats)
-    outer, hyper_norm = _move_alphas(problem, state, of_alphas)
+    inner, norm = move_params(problem, state, of_params, batch_stats)
+    outer, hyper_norm = move_alphas(problem, state, of_alphas)
     return _joined(inner, outer), {**metrics, **norm, **hyper_norm}
   train_loss, val_loss = losses(problem, state, train_batch, val_batch)
   if problem.hypergrad in hypergrad.DIFFERENTIATE_INNER:
@@ -187,6 +195,7 @@ def make_step(
   problem: Problem,
   fetch: Callable[..., Batch],
   constrain: Callable[[Batch], Batch] = lambda batch: batch,
+  advance: Callable[..., tuple[SearchState, Metrics]] = bilevel_update,
 ):
   """Returns ``step(state, train_chunk, val_chunk) -> (state, metrics)``.
 
@@ -197,12 +206,13 @@ def make_step(
     problem: what to optimize.
     fetch: (chunk, indices i32[B], rng) -> batch, with augmentation.
     constrain: puts a sharding on a batch.
+    advance: makes one step, like `bilevel_update`.
   """
 
   def one(state, train_chunk, val_chunk, train_indices, val_indices):
     rng = jax.random.fold_in(state.rng, state.step)
     train_rng, val_rng = jax.random.split(jax.random.fold_in(rng, 1))
-    return bilevel_update(
+    return advance(
       problem,
       state,
       constrain(fetch(train_chunk, train_indices, train_rng)),
