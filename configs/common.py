@@ -174,6 +174,7 @@ def search_config(
   _set_schedule(config, small, parsed.runlocal)
   config.retrain = _retrain(parsed.dataset, small, parsed.runlocal)
   config.export = _export(parsed.runlocal)
+  config.population = _population(parsed.runlocal)
   config.evaluate = {
     'search_workdir': '',  # of a finished search, or:
     'genotype': '',  # path of a genotype.json
@@ -275,6 +276,17 @@ def _set_schedule(config, small: bool, runlocal: bool) -> None:
     'b2': 0.999,
     'weight_decay': 1e-3,
     'schedule': 'constant',
+  }
+
+
+def _population(runlocal: bool) -> dict[str, Any]:
+  """The section of the job `pareto`: each target or multiplier, and seed."""
+  return {
+    'num_targets': 4 if runlocal else 16,
+    'targets_ms': (),  # empty: as many as above, in equal ratios
+    'multipliers': (),
+    'seeds': 1,
+    'members_per_step': 4,
   }
 
 

@@ -72,7 +72,7 @@ def make(
     budget = budgets.make(name, deploy, measured)
     share = margin(objective['margin'], latency) if name == LATENCY else 0.0
     found.append(Bound(budget, target, share, field))
-  _check_feasible(found, deploy, latency.device)
+  check_feasible(found, deploy, latency.device)
   return tuple(found)
 
 
@@ -165,7 +165,7 @@ def lines(name: str, bound: Mapping[str, Any]) -> list[str]:
   ]
 
 
-def _check_feasible(
+def check_feasible(
   bounds: Sequence[Bound], deploy: NetworkSpec, device: str
 ) -> None:
   """Raises ValueError if no architecture meets all bounds."""

@@ -71,6 +71,13 @@ class Search:
   augment: pipeline.Augment
   schedule: loop_lib.Schedule
 
+  def hashes(self) -> dict[str, str]:
+    """Of all that a resumed run must have as it was."""
+    return {
+      'search_spec': self.specs.search.spec_hash(),
+      'deploy_spec': self.specs.deploy.spec_hash(),
+    } | self.latency.hashes()
+
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Searches; prints a summary at the end.
@@ -84,13 +91,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   search = make(config)
   with workdir_lib.lock(workdir):
     path = workdir_lib.prepare(
-      workdir,
-      config.to_dict(),
-      hashes={
-        'search_spec': search.specs.search.spec_hash(),
-        'deploy_spec': search.specs.deploy.spec_hash(),
-      }
-      | search.latency.hashes(),
+      workdir, config.to_dict(), hashes=search.hashes()
     )
     loop_lib.keep_compiled(path, config.deterministic)
     if (path / GENOTYPE).exists():
@@ -209,7 +210,6 @@ def _make_problem(
 
 def _search(search: Search, path: epath.Path) -> bool:
   """Runs or resumes; returns whether the search came to its end."""
-  settings = search.config.search
   state = update_lib.init_state(
     search.problem,
     search.config.seed,
@@ -222,24 +222,11 @@ def _search(search: Search, path: epath.Path) -> bool:
   )
   evaluate = accuracy.Evaluation(search)
   diagnosis = diagnose.Diagnosis(search, path)
-  # Two seeds, or the halves would be walked in step.
-  feeds = [
-    pipeline.Feed(
-      half,
-      settings.batch_size,
-      2 * search.config.seed + i,
-      resident=common.residency(search.config.data),
-      max_resident_mb=search.config.data.max_resident_mb,
-      replicated=sharding.replicated(search.mesh),
-      batch_sharding=sharding.batched(search.mesh, axis=1),
-    )
-    for i, half in enumerate((search.train, search.val))
-  ]
   loop = loop_lib.Loop(
     name='search',
     schedule=search.schedule,
     compile=functools.partial(_compile, search, evaluate, diagnosis),
-    feeds=feeds,
+    feeds=feeds(search),
     on_row=functools.partial(_extend_row, search, evaluate, diagnosis),
     shown=_SHOWN,
     advice='Try a lower params_optimizer.learning_rate or '
@@ -252,14 +239,31 @@ def _search(search: Search, path: epath.Path) -> bool:
   return done
 
 
-def _compile(
-  search: Search,
-  evaluate: accuracy.Evaluation,
-  diagnosis: diagnose.Diagnosis,
-  state,
-  chunks,
-):
-  """Compiles the bilevel update and the evaluation side by side."""
+def feeds(search: Search) -> list[pipeline.Feed]:
+  """The data of both levels."""
+  # Two seeds, or the halves would be walked in step.
+  return [
+    pipeline.Feed(
+      half,
+      search.config.search.batch_size,
+      2 * search.config.seed + i,
+      resident=common.residency(search.config.data),
+      max_resident_mb=search.config.data.max_resident_mb,
+      replicated=sharding.replicated(search.mesh),
+      batch_sharding=sharding.batched(search.mesh, axis=1),
+    )
+    for i, half in enumerate((search.train, search.val))
+  ]
+
+
+def jitted_step(search: Search, problem, advance=update_lib.bilevel_update):
+  """The update, with augmentation, over the mesh; it takes over its state.
+
+  Args:
+    search: whose data and devices.
+    problem: what `advance` optimizes.
+    advance: see `update.make_step`.
+  """
   batched = sharding.batched(search.mesh)
 
   def fetch(chunk, indices, rng):
@@ -274,16 +278,28 @@ def _compile(
       search.problem.network.context.dtype,
     )
 
+  step = update_lib.make_step(
+    problem,
+    fetch,
+    lambda batch: jax.lax.with_sharding_constraint(batch, batched),
+    advance,
+  )
+  return jax.jit(
+    step, donate_argnums=0, out_shardings=sharding.replicated(search.mesh)
+  )
+
+
+def _compile(
+  search: Search,
+  evaluate: accuracy.Evaluation,
+  diagnosis: diagnose.Diagnosis,
+  state,
+  chunks,
+):
+  """Compiles the bilevel update and the evaluation side by side."""
+
   def compile_step(problem):
-    step = update_lib.make_step(
-      problem,
-      fetch,
-      lambda batch: jax.lax.with_sharding_constraint(batch, batched),
-    )
-    update = jax.jit(
-      step, donate_argnums=0, out_shardings=sharding.replicated(search.mesh)
-    )
-    jobs = [(update, (state, *chunks))]
+    jobs = [(jitted_step(search, problem), (state, *chunks))]
     users = []
     if not evaluate.compiled:
       jobs.append(evaluate.job(state))

@@ -84,6 +84,13 @@ _BELOW_ONE = _Rule(
   'a number, at least 0 and below 1', lambda v: _is_number(v) and 0 <= v < 1
 )
 
+_LIST = _Rule(
+  'a tuple of finite numbers, at least 0',
+  lambda v: (
+    isinstance(v, tuple | list) and all(_is_number(x) and x >= 0 for x in v)
+  ),
+)
+
 _SEED = _Rule(
   'a whole number from 0 to 2**31 - 1',
   lambda v: _is_whole(v) and 0 <= v < 2**31,
@@ -112,6 +119,7 @@ _FIELDS: dict[str, dict[str, _Rule]] = {
     'relaxation': _SECTION,
     'hypergrad': _SECTION,
     'objective': _SECTION,
+    'population': _SECTION,
     'regularizers': _SECTION,
     'diagnostics': _SECTION,
     'search': _SECTION,
@@ -161,6 +169,13 @@ _FIELDS: dict[str, dict[str, _Rule]] = {
     'constraints': _SECTION,
     'margin': _MARGIN,
     'dual': _SECTION,
+  },
+  'population': {
+    'num_targets': _whole(1),
+    'targets_ms': _LIST,
+    'multipliers': _LIST,
+    'seeds': _whole(1),
+    'members_per_step': _whole(1),
   },
   'objective.dual': {
     'proportional': _NOT_NEGATIVE,

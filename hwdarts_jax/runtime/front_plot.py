@@ -1,4 +1,4 @@
-"""Picture of accuracy against latency: `evaluate.png`."""
+"""Picture of accuracy against latency: `evaluate.png`, `front.png`."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ def plot_front(
   path: epath.PathLike,
   title: str,
   budget_ms: float | None = None,
+  labels: tuple[str, str] = ('measured latency (ms)', 'test accuracy (%)'),
 ) -> None:
   """Draws networks, the true front of them, and those that are named.
 
@@ -55,6 +56,7 @@ def plot_front(
     path: PNG to write, whole or not at all.
     title: of the figure.
     budget_ms: a line, if there is a budget.
+    labels: of both axes.
   """
   figure = Figure(figsize=_SIZE, dpi=_DPI, layout='constrained')
   axes = figure.subplots()
@@ -110,8 +112,8 @@ def plot_front(
   axes.xaxis.set_major_locator(LogLocator(subs=subs))
   axes.xaxis.set_major_formatter(ScalarFormatter())
   axes.xaxis.set_minor_formatter(NullFormatter())
-  axes.set_xlabel('measured latency (ms)')
-  axes.set_ylabel('test accuracy (%)')
+  axes.set_xlabel(labels[0])
+  axes.set_ylabel(labels[1])
   axes.set_title(title, loc='left', fontsize=11, fontweight='bold')
   axes.spines[['top', 'right']].set_visible(False)
   axes.grid(color='#e8eaed', linewidth=0.6)

@@ -1,0 +1,65 @@
+"""The accuracy of architectures by params that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hwdarts_jax.data import pipeline
+from hwdarts_jax.models import fused
+from hwdarts_jax.spaces import discretize
+from hwdarts_jax.spaces.spec import Genotype
+
+_IMAGES = 2048  # of the validation half, at most
+_AT_ONCE = 8  # architectures in a pass
+
+
+def accuracies(
+  search: Any, state: Any, genotypes: Sequence[Genotype]
+) -> list[float]:
+  """Shares of right answers of architectures on the validation half.
+
+  With the params of the supernet and the statistics of each batch: running
+  statistics are those of mixtures.
+
+  Args:
+    search: a `search.Search`.
+    state: a `SearchState`, of a search or of a population.
+    genotypes: of the search spec.
+  """
+  problem = search.problem
+
+  def count(variables, batch, gates):
+    image = pipeline.normalize(
+      batch['image'],
+      search.train.mean,
+      search.train.std,
+      problem.network.context.dtype,
+    )
+    members = next(iter(gates.values())).shape[0]
+    images = jnp.broadcast_to(image, (members, *image.shape))
+    logits, _ = fused.apply_members(problem.network, variables, images, gates)
+    return (logits.argmax(-1) == batch['label'][None]).sum(1)
+
+  size = min(search.config.search.eval_batch_size, search.val.num_examples)
+  # Whole batches only: what fills one up would change its statistics.
+  batches = itertools.islice(
+    pipeline.eval_batches(search.val, size),
+    max(min(_IMAGES, search.val.num_examples) // size, 1),
+  )
+  shown = [{k: jnp.asarray(b[k]) for k in ('image', 'label')} for b in batches]
+  variables = {'params': state.params, 'batch_stats': state.batch_stats}
+  compiled, found = jax.jit(count), []
+  for start in range(0, len(genotypes), _AT_ONCE):
+    some = list(genotypes[start : start + _AT_ONCE])
+    filled = some + some[:1] * (_AT_ONCE - len(some))  # one program for all
+    one_hot = [discretize.one_hot(search.specs.search, g) for g in filled]
+    gates = jax.tree.map(lambda *g: jnp.asarray(np.stack(g)), *one_hot)
+    right = sum(compiled(variables, batch, gates) for batch in shown)
+    found += np.asarray(right)[: len(some)].tolist()
+  return [count / (len(shown) * size) for count in found]
