@@ -46,6 +46,7 @@ _NOT_JOBS = (
   'describe_report',
   'diagnose',
   'energy',
+  'evaluate_front',
   'evaluate_report',
   'export_measure',
   'export_report',

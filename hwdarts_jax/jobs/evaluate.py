@@ -7,7 +7,8 @@ evaluate.png. Nothing is trained, and nothing here may steer a search.
 
 A device may have measured only some cells. One that was found by a search and
 not measured is judged by the measured cell that the search holds most probable,
-and the record says so.
+and the record says so. The workdir of a job `pareto` is judged as a whole; see
+`evaluate_front`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import ml_collections
 import numpy as np
 
 from hwdarts_jax import front, oracle, spaces
-from hwdarts_jax.jobs import evaluate_report, genotype_files
+from hwdarts_jax.jobs import evaluate_front, evaluate_report, genotype_files
 from hwdarts_jax.jobs import settings as settings_lib
 from hwdarts_jax.latency import budgets
 from hwdarts_jax.latency.corner import corners
@@ -54,10 +55,13 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       f'{oracle.SPACE!r} only: train the network instead '
       '(--config.job=retrain).'
     )
+  device = _device(config)
+  if evaluate_front.is_front(config):
+    evaluate_front.run(config, workdir, device)
+    return
   genotype, _ = genotype_files.read(
     'evaluate', config.evaluate, nasbench201.make()
   )
-  device = _device(config)
   judged = _judged(config, genotype, device)
   budget_ms = config.evaluate.budget_ms or None
   if budget_ms is not None:

@@ -130,7 +130,7 @@ def _draw(path: epath.Path, content: dict[str, Any]) -> None:
   front_plot.plot_front(
     points(f'{len(members)} members', members),
     points('their front', front),
-    [points('members on the front', front)],
+    [points(f'{len(members)} members', members)],
     path / PICTURE,
     f'{content["space"]} for {content["deploy"]["device"]}',
     labels=('predicted latency (ms)', 'accuracy by shared params (%)'),

@@ -1,0 +1,157 @@
+"""What NAS-Bench-201 knows of the members of a job `pareto`.
+
+For each member true accuracy, measured latency and regret within its target; of
+all together the share of the true front's hypervolume that they reach. Writes
+evaluate.json and evaluate.png. A member that was not measured on the device is
+judged by the measured cell within its target that it holds most probable; where
+there is none, it is not judged.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from etils import epath
+import jax
+import ml_collections
+import numpy as np
+
+from hwdarts_jax import front, oracle, spaces
+from hwdarts_jax.jobs import evaluate_report, pareto_report
+from hwdarts_jax.runtime import front_plot, metrics
+from hwdarts_jax.runtime import workdir as workdir_lib
+from hwdarts_jax.spaces import nasbench201
+from hwdarts_jax.spaces.spec import Genotype
+
+_DRAWN = 'cifar10'  # the data set of the picture
+
+
+def is_front(config: ml_collections.ConfigDict) -> bool:
+  """Whether the workdir to evaluate is one of a job `pareto`."""
+  folder = config.evaluate.search_workdir
+  return bool(folder) and (epath.Path(folder) / pareto_report.FRONT).exists()
+
+
+def run(config: ml_collections.ConfigDict, workdir: str, device: str) -> None:
+  """Looks all members up; prints what was found."""
+  source = epath.Path(config.evaluate.search_workdir)
+  with workdir_lib.lock(workdir):
+    path = workdir_lib.prepare(workdir, config.to_dict())
+    if (path / evaluate_report.RESULT).exists():
+      print(f'{path} is finished already; another front needs a new --workdir.')
+    elif jax.process_index() == 0:
+      record = judge(source, device)
+      _draw(record, path)
+      workdir_lib.write_json_atomic(path / evaluate_report.RESULT, record)
+    print(_text(path))
+
+
+def judge(source: epath.Path, device: str) -> dict[str, Any]:
+  """The content of evaluate.json.
+
+  Args:
+    source: workdir of a finished job `pareto`.
+    device: whose measurements count.
+  """
+  content = json.loads((source / pareto_report.FRONT).read_text())
+  gates = metrics.read(source)[-1][f'gates/{nasbench201.GROUP}']
+  members = [
+    _member(member, np.asarray(own), device)
+    for member, own in zip(content['members'], gates, strict=True)
+  ]
+  cells = [
+    oracle.index(Genotype.from_dict(m['genotype']))
+    for m in members
+    if m['genotype'] is not None
+  ]
+  return {
+    'space': oracle.SPACE,
+    'device': device,
+    'members': members,
+    'hypervolume': {
+      d: front.hypervolume(cells, d, device) for d in oracle.DATASETS
+    },
+  }
+
+
+def _member(
+  member: dict[str, Any], gates: np.ndarray, device: str
+) -> dict[str, Any]:
+  """What is known of a member."""
+  genotype = Genotype.from_dict(member['genotype'])
+  target_ms = member['target_ms']
+  fastest = oracle.latencies(device)[oracle.candidates(device)].min()
+  if target_ms is not None and target_ms < fastest:
+    return {'target_ms': target_ms, 'genotype': None}
+  is_measured = bool(oracle.candidates(device)[oracle.index(genotype)])
+  judged = genotype
+  if not is_measured:
+    scores = oracle.log_probabilities(gates)
+    judged = oracle.project(scores, device, target_ms)
+  verdicts = {
+    d: oracle.judge(judged, d, device, target_ms) for d in oracle.DATASETS
+  }
+  return {
+    'target_ms': target_ms,
+    'genotype': judged.to_dict(),
+    'text': spaces.to_text(judged),
+    'is_what_was_found': is_measured,
+    'latency_ms': oracle.latency(judged, device),
+    'accuracy': {d: v.accuracy for d, v in verdicts.items()},
+    'regret': {d: v.regret for d, v in verdicts.items()},
+    'meets_target': verdicts[_DRAWN].regret is not None,
+  }
+
+
+def _draw(record: dict[str, Any], path: epath.Path) -> None:
+  device = record['device']
+  judged = [m for m in record['members'] if m['genotype'] is not None]
+  values, ms = oracle.accuracies(_DRAWN), oracle.latencies(device)
+  cells = np.flatnonzero(oracle.candidates(device))
+  true = front.of(_DRAWN, device)
+  front_plot.plot_front(
+    front_plot.Points(f'{len(cells)} cells', ms[cells], values[cells]),
+    front_plot.Points('true front', ms[true], values[true]),
+    [
+      front_plot.Points(
+        'members',
+        [m['latency_ms'] for m in judged],
+        [m['accuracy'][_DRAWN] for m in judged],
+      )
+    ],
+    path / 'evaluate.png',
+    f'{oracle.SPACE} on {device}, {_DRAWN}: '
+    f'{100 * record["hypervolume"][_DRAWN]:.1f} % of the hypervolume',
+  )
+
+
+def _text(path: epath.Path) -> str:
+  """The summary of an evaluated front, read from its workdir."""
+  record = json.loads((path / evaluate_report.RESULT).read_text())
+  lines = [
+    '',
+    f'What NAS-Bench-201 knows of this front on {record["device"]}; ~ is a '
+    'cell that was measured in the place of one that was not:',
+    '   target ms  measured ms  cifar10  regret  architecture',
+  ]
+  for m in record['members']:
+    target = '-' if m['target_ms'] is None else f'{m["target_ms"]:.2f}'
+    if m['genotype'] is None:
+      lines.append(f'  {target:>10}  no cell within it was measured')
+      continue
+    regret = m['regret'][_DRAWN]
+    lines.append(
+      f'{" " if m["is_what_was_found"] else "~"} {target:>10}  '
+      f'{m["latency_ms"]:>11.2f}  {m["accuracy"][_DRAWN]:>5.2f} %  '
+      f'{"FAILED" if regret is None else f"{regret:.2f}":>6}  {m["text"]}'
+    )
+  shares = ', '.join(
+    f'{d} {100 * share:.1f} %' for d, share in record['hypervolume'].items()
+  )
+  lines += [
+    f'Share of the hypervolume of the true front: {shares}',
+    f'Everything is in {path}: {evaluate_report.RESULT}, evaluate.png, '
+    'config.json',
+  ]
+  return '\n'.join(lines)
