@@ -223,7 +223,7 @@ def _set_method(config) -> None:
     # Bounds find their multipliers themselves; the fixed one is not used then.
     'target_ms': 0.0,  # 0: none
     'constraints': {},  # such as {'latency_ms': 8.0, 'peak_memory_mb': 1.5}
-    # How much faster than the bound to aim on the predictor, which errs: a
+    # How far below bounds of what is predicted to aim, as predictors err: a
     # share such as 0.05, or held_out.
     'margin': '0',
     'dual': dict(DUAL),

@@ -32,7 +32,7 @@ def test_energy_is_predicted_like_latency(tmp_path):
   path = tmp_path / 'toy.json'
   table.save(toy(lambda key: 5.0 if 'conv' in key else 2.0), path)
   latency = common.load_latency({'table': str(path), 'predictor': ''})(SPEC)
-  budget = budgets.make('energy_mj', SPEC, energy.make(latency, SPEC))
+  budget = budgets.make('energy_mj', SPEC, energy.make(latency, SPEC).predict)
   rng = np.random.default_rng(0)
   alphas = {g: rng.normal(size=s.shape) for g, s in SPEC.groups().items()}
   genotype = discretize.derive(SPEC, alphas)

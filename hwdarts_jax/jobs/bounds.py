@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hwdarts_jax.bilevel import dual
-from hwdarts_jax.jobs import common
+from hwdarts_jax.jobs import common, energy
 from hwdarts_jax.latency import budgets, projection
 from hwdarts_jax.spaces.spec import NetworkSpec
 
 LATENCY = 'latency_ms'
+ENERGY = 'energy_mj'
 HELD_OUT = 'held_out'
 _HELD_OUT_ERROR = 'slower_p99_percent'  # of `latency.judge.quality`
 
@@ -29,7 +30,7 @@ class Bound(NamedTuple):
   Attributes:
     budget: the cost.
     target: what was asked for.
-    margin: share that is kept free for errors of the predictor.
+    margin: share that is kept free for errors of a predictor.
     field: of the config that has the target, for messages.
   """
 
@@ -62,18 +63,29 @@ def make(
   """Makes the bounds of the section `objective`.
 
   Raises:
-    ValueError: a cost is unknown or bounded twice, or no architecture meets the
-      bounds; the message has the feasible range.
+    ValueError: a cost is unknown, was not measured or is bounded twice, or no
+      architecture meets the bounds; the message has the feasible range.
   """
   found = []
   for name, (target, field) in targets(objective).items():
     budgets.check_name(name)
-    measured = latency.predict if name == LATENCY else None
-    budget = budgets.make(name, deploy, measured)
-    share = margin(objective['margin'], latency) if name == LATENCY else 0.0
+    # What is computed from the space has no error to keep a margin for.
+    model = _measured(name, deploy, latency)
+    predict = model.predict if model else None
+    share = margin(objective['margin'], model, name) if model else 0.0
+    budget = budgets.make(name, deploy, predict)
     found.append(Bound(budget, target, share, field))
   check_feasible(found, deploy, latency.device)
   return tuple(found)
+
+
+def _measured(
+  name: str, deploy: NetworkSpec, latency: common.LatencyModel
+) -> common.LatencyModel | None:
+  """The predictor of a cost, None if it follows from the space."""
+  if name == ENERGY:
+    return energy.make(latency, deploy)
+  return latency if name == LATENCY else None
 
 
 def targets(objective: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
@@ -97,19 +109,26 @@ def targets(objective: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
   return found
 
 
-def margin(value: str | float, latency: common.LatencyModel) -> float:
+def margin(
+  value: str | float, model: common.LatencyModel, name: str = LATENCY
+) -> float:
   """The share of `objective.margin`; see `judge.quality` for 'held_out'.
+
+  Args:
+    value: of the field.
+    model: the predictor that may err.
+    name: of the cost that it predicts.
 
   Raises:
     ValueError: the predictor has no held-out errors.
   """
   if value != HELD_OUT:
     return float(value)
-  report = latency.card['held_out'] or {}
+  report = model.card['held_out'] or {}
   if report.get(_HELD_OUT_ERROR) is None:
     raise ValueError(
-      f'objective.margin is {HELD_OUT!r}, but the latency predictor of '
-      f'{latency.device!r} has no held-out errors: fit it to more networks, or '
+      f'objective.margin is {HELD_OUT!r}, but the predictor of {name} on '
+      f'{model.device!r} has no held-out errors: fit it to more networks, or '
       'give a share such as --config.objective.margin=0.05.'
     )
   return max(0.0, report[_HELD_OUT_ERROR] / 100)

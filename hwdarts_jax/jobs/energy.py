@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
-import jax
-
 from hwdarts_jax.jobs import common
 from hwdarts_jax.spaces.spec import NetworkSpec
 
 
 def make(
   latency: common.LatencyModel, deploy: NetworkSpec
-) -> Callable[[Mapping[str, Any]], jax.Array]:
+) -> common.LatencyModel:
   """Fits the predictor to the column energy_mj of the table of a latency.
 
   Returns:
-    gates f32[..., E, O] of each group -> expected mJ f32[...].
+    A model of the same table whose numbers are millijoules.
 
   Raises:
-    ValueError: nothing was measured, or not of this spec.
+    ValueError: nothing was measured, too little, or not of this spec.
   """
   if 'latency_table' not in latency.source:
     raise ValueError(
@@ -28,5 +23,18 @@ def make(
       'milliseconds only: give a table with a column energy_mj by '
       '--config.latency.table.'
     )
-  table = common.load_table(latency.source['latency_table'], 'latency.table')
-  return common.make_latency_model(table.energy(), deploy).predict
+  name = latency.source['latency_table']
+  table = common.load_table(name, 'latency.table').energy()
+  missing = table.missing_keys(deploy)
+  if missing and not table.has_networks(deploy):
+    raise ValueError(
+      f'energy_mj cannot be bounded on {latency.device!r}: its latency table '
+      f'has energy_mj of no whole network of space {deploy.space!r} with spec '
+      f'hash {deploy.spec_hash()}, and lacks it for {len(missing)} entries, '
+      f'{missing[0]!r} among them. Nothing here measures energy; enter what a '
+      'power meter says.'
+    )
+  try:
+    return common.make_latency_model(table, deploy, name)
+  except ValueError as e:
+    raise ValueError(f'energy_mj of {latency.device!r}: {e}') from e
