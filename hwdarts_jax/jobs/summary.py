@@ -267,9 +267,10 @@ def _overrides(config: dict[str, Any]) -> dict[str, Any]:
   """
   name, _, arg = config['source'].partition(':')
   try:
-    original = runpy.run_path(name)['get_config'](arg or None).to_dict()
+    built = runpy.run_path(name)['get_config'](arg or None).to_dict()
   except (OSError, ImportError, KeyError):
     return {}
+  original = json.loads(json.dumps(built))  # as `config` is: without tuples
   was, now = (
     traverse_util.flatten_dict(c, sep='.') for c in (original, config)
   )
