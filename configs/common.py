@@ -222,7 +222,7 @@ def _set_method(config) -> None:
     'reference_ms': 0.0,  # 0: expected at uniform gates
     # Bounds find their multipliers themselves; the fixed one is not used then.
     'target_ms': 0.0,  # 0: none
-    'constraints': {},  # such as {'latency_ms': 8.0, 'peak_memory_mb': 1.5}
+    'constraints': {},  # such as {'latency_ms': 8.0, 'peak_memory_mb': 0.25}
     # How far below bounds of what is predicted to aim, as predictors err: a
     # share such as 0.05, or held_out.
     'margin': '0',
