@@ -15,6 +15,8 @@ metrics are there.
     python -m benchmarks.search_step --space=darts --features=4 --cells=3 \
       --image_size=8 --batch=8 --steps=3 --warmup=1 --dtype=float32
 
+--members=16 times a step of the job `pareto`, whose members share params.
+
 --peer=torch times the same step in PyTorch (see `torch_peer`) in the same run.
 """
 
@@ -63,6 +65,12 @@ _IMAGE = flags.DEFINE_integer('image_size', 0, 'Pixels; 0: paper.')
 _IMAGES = flags.DEFINE_integer('images', 0, 'Of a set; 0: at most 25,000.')
 _STEPS = flags.DEFINE_integer('steps', 100, 'Calls that are timed.')
 _WARMUP = flags.DEFINE_integer('warmup', 20, 'Calls before.')
+_MEMBERS = flags.DEFINE_integer(
+  'members', 0, 'Of a population on one set of params; 0: a single search.'
+)
+_PER_STEP = flags.DEFINE_integer(
+  'members_per_step', 4, 'Members that share the batches of a step.'
+)
 _PER_CALL = flags.DEFINE_integer('steps_per_call', 1, 'Steps of one call.')
 _SEED = flags.DEFINE_integer('seed', 0, 'Of images, params and order.')
 _OURS = flags.DEFINE_bool('ours', True, 'Whether to time ours.')
@@ -102,6 +110,8 @@ def settings() -> setup_lib.Settings:
     image_size=_IMAGE.value,
     images=_IMAGES.value,
     seed=_SEED.value,
+    members=_MEMBERS.value,
+    members_per_step=_PER_STEP.value,
   )
 
 

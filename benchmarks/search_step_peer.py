@@ -82,6 +82,7 @@ def check(settings: setup_lib.Settings, variants: Sequence[str]) -> None:
     ('space', ('darts',)),
     ('hypergrad', tuple(_PEER_OF)),
     ('devices', (1,)),
+    ('members', (0,)),
   ):
     value = getattr(settings, field)
     if value not in allowed:

@@ -12,6 +12,7 @@ import numpy as np
 
 from configs import common as config_lib
 from hwdarts_jax import spaces
+from hwdarts_jax.bilevel import dual, population
 from hwdarts_jax.bilevel import update as update_lib
 from hwdarts_jax.data import pipeline, sources
 from hwdarts_jax.jobs import common
@@ -50,6 +51,8 @@ class Settings:
     image_size: height and width.
     images: of each of the two sets.
     seed: of everything random.
+    members: of a population on one set of params; 0: a single search.
+    members_per_step: that share the batches of a step.
   """
 
   space: str = 'darts'
@@ -64,6 +67,8 @@ class Settings:
   image_size: int = 0
   images: int = 0
   seed: int = 0
+  members: int = 0
+  members_per_step: int = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,9 +152,6 @@ def make(settings: Settings) -> Setup:
     )
     for i, images in enumerate(sets)
   )
-  state = update_lib.init_state(
-    problem, settings.seed, config.objective.multiplier
-  )
   augment = pipeline.Augment(**common.section(config, 'data', 'augment'))
   return Setup(
     settings,
@@ -157,10 +159,35 @@ def make(settings: Settings) -> Setup:
     problem,
     costs,
     config,
-    jax.device_put(state, replicated),
+    jax.device_put(_make_state(settings, problem, config), replicated),
     feeds,
     sets,
-    _make_update(problem, sets[0], augment, mesh),
+    _make_update(settings, problem, sets[0], augment, mesh),
+  )
+
+
+def _make_population(settings, problem) -> population.Population:
+  """Members whose latency is bounded, as in the job `pareto`."""
+  bound = dual.Constraint('latency_ms', problem.latency)
+  member = dataclasses.replace(problem, constraints=(bound,))
+  return population.Population(
+    problem, member, settings.members, settings.members_per_step
+  )
+
+
+def _make_state(settings, problem, config) -> update_lib.SearchState:
+  """The state before the first step."""
+  if not settings.members:
+    return update_lib.init_state(
+      problem, settings.seed, config.objective.multiplier
+    )
+  targets = problem.reference_ms * np.geomspace(0.5, 1.5, settings.members)
+  return population.init_state(
+    _make_population(settings, problem),
+    settings.seed,
+    range(settings.members),
+    [0.0] * settings.members,
+    {'latency_ms': targets.tolist()},
   )
 
 
@@ -188,7 +215,7 @@ def _make_problem(settings, spec, config, costs) -> update_lib.Problem:
   )
 
 
-def _make_update(problem, dataset, augment, mesh):
+def _make_update(settings, problem, dataset, augment, mesh):
   """The jitted update; state in and out on every device, its memory reused."""
   batched = sharding.batched(mesh)
 
@@ -205,9 +232,12 @@ def _make_update(problem, dataset, augment, mesh):
     )
 
   step = update_lib.make_step(
-    problem,
+    _make_population(settings, problem) if settings.members else problem,
     fetch,
     lambda batch: jax.lax.with_sharding_constraint(batch, batched),
+    population.population_update
+    if settings.members
+    else update_lib.bilevel_update,
   )
   return jax.jit(
     step, donate_argnums=0, out_shardings=sharding.replicated(mesh)

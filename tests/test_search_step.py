@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 from jax.profiler import ProfileData
+import numpy as np
 import pytest
 
 from benchmarks import search_step_peer as peer_lib
@@ -57,6 +58,21 @@ def test_script_times_a_tiny_search_and_writes_what_it_measured(tmp_path):
   assert spec == spaces.make(
     'nasbench201', features=2, num_cells=1, image_size=4
   )
+
+
+def test_a_timed_population_searches_with_those_whose_turn_it_is():
+  setup = setup_lib.make(
+    setup_lib.Settings(
+      space='nasbench201', features=2, cells=1, image_size=4, batch=4,
+      images=8, dtype='float32', evaluation='plain', members=4,
+      members_per_step=2,
+    )
+  )  # fmt: skip
+  before = np.asarray(setup.state.alphas['cell'])
+  state, metrics = setup.update(setup.state, *setup.chunks(0))
+  moved = (np.asarray(state.alphas['cell']) != before).any((1, 2))
+  assert moved.tolist() == [True, True, False, False]
+  assert setup_lib.is_finite(metrics)
 
 
 def test_published_supernet_with_other_params_is_refused():
@@ -114,6 +130,7 @@ def test_median_is_per_step_and_not_per_call():
     ({'space': 'nasbench201'}, ['eager'], "space is 'nasbench201'.*darts"),
     ({'hypergrad': 'neumann'}, ['eager'], "hypergrad is 'neumann'"),
     ({'devices': 2}, ['eager'], 'devices is 2'),
+    ({'members': 4}, ['eager'], 'members is 4'),
     ({}, ['eager', 'fast'], "peer_variants has 'fast'.*graph_bf16"),
   ],
 )
