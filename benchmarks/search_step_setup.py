@@ -115,7 +115,10 @@ def size_settings(settings: Settings) -> dict[str, int]:
     'image_size': settings.image_size,
   }
   published = config_lib.SEARCH_SPECS.get(settings.space, {})
-  return {**published, **{k: v for k, v in sizes.items() if v}}
+  # Zeros are for a data set to fill in; there is none.
+  return {k: v for k, v in published.items() if v or isinstance(v, bool)} | {
+    k: v for k, v in sizes.items() if v
+  }
 
 
 def make_spec(settings: Settings) -> NetworkSpec:

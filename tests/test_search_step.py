@@ -75,6 +75,13 @@ def test_a_timed_population_searches_with_those_whose_turn_it_is():
   assert setup_lib.is_finite(metrics)
 
 
+@pytest.mark.parametrize('space', spaces.names())
+def test_every_space_has_a_size_in_which_it_is_timed(space):
+  spec = setup_lib.make_spec(setup_lib.Settings(space=space))
+  assert spec.space == space
+  assert any(len(g.ops) > 1 for g in spec.groups().values())
+
+
 def test_published_supernet_with_other_params_is_refused():
   spec = setup_lib.make_spec(setup_lib.Settings(space='darts'))
   setup_lib.check_params(spec, 1_930_618)
