@@ -14,16 +14,13 @@ the ops that a runtime pays for.
 from __future__ import annotations
 
 from collections.abc import Mapping
-import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hwdarts_jax.latency import reachability
+from hwdarts_jax.latency import keeping, reachability
 from hwdarts_jax.latency.checks import check
-from hwdarts_jax.latency.keeping import Kept
 from hwdarts_jax.latency.pairs import Pairs
 from hwdarts_jax.models import ops
 from hwdarts_jax.spaces.spec import NetworkSpec
@@ -44,15 +41,10 @@ def marginals(
     and no op is excluded.
   """
   out = {}
-  for name, group in spec.groups().items():
+  for name in spec.groups():
     probs = _allowed(spec, name, gates[name])
-    factors: list[Any] = [None] * len(group.edges)
-    for rows, kept in _nodes(spec, name, probs):
-      for row, factor in zip(rows, kept.inclusion(), strict=True):
-        factors[row] = factor
-    if None not in factors:
-      probs = probs * jnp.stack(factors, -1)[..., None]
-    out[name] = probs
+    kept = _kept(spec, name, probs)
+    out[name] = probs if kept is None else probs * kept.inclusion()[..., None]
   return out
 
 
@@ -72,29 +64,22 @@ def pair_marginals(
   """
   groups = each.left_group, each.right_group
   probs = {name: _allowed(spec, name, gates[name]) for name in set(groups)}
-  # Of each edge into a node that drops some, or where some ops may not win:
-  # its node and its place among the edges into it.
-  places = {
-    (name, row): (rows, kept, kept.inclusion()[i])
-    for name, p in probs.items()
-    for rows, kept in _nodes(spec, name, p)
-    for i, row in enumerate(rows)
-  }
-  first = probs[groups[0]]
-  one = jnp.ones(first.shape[:-2], first.dtype)
-  factors = []
-  for i, j in zip(each.left.tolist(), each.right.tolist(), strict=True):
-    ends = [places.get(end) for end in zip(groups, (i, j), strict=True)]
-    if ends[0] and groups[0] == groups[1] and j in ends[0][0]:
-      rows, kept, _ = ends[0]
-      factors.append(kept.both(rows.index(i), rows.index(j)))
-    else:
-      factors.append(math.prod((end[2] for end in ends if end), start=one))
-  factor = jnp.stack(factors, -1)[..., None]
-  return (
-    factor * first[..., each.left, :],
-    probs[groups[1]][..., each.right, :],
+  kept = {name: _kept(spec, name, p) for name, p in probs.items()}
+  first, second = (
+    keeping.take(probs[name], rows)
+    for name, rows in zip(groups, (each.left, each.right), strict=True)
   )
+  ends = kept[groups[0]], kept[groups[1]]
+  if ends[0] is not None and groups[0] == groups[1]:
+    first = first * ends[0].both(each.left, each.right)[..., None]
+    return first, second
+  if ends[0] is not None:
+    inclusion = ends[0].inclusion()[..., None]
+    first = first * keeping.take(inclusion, each.left)
+  if ends[1] is not None:
+    inclusion = ends[1].inclusion()[..., None]
+    second = second * keeping.take(inclusion, each.right)
+  return first, second
 
 
 def paid(
@@ -133,14 +118,10 @@ def paid(
       count,
       f'at most {reachability.MAX_NODES} for the chances of dead ops',
     )
-    does = _columns([not ops.is_zero(op) for op in group.ops], p)
-    rows = range(len(group.edges))
+    does = keeping.constant([not ops.is_zero(op) for op in group.ops], p)
     drawn = p if cell.keep is None else _allowed(spec, name, gates[name])
-    strengths, live = drawn.sum(-1), (drawn * does).sum(-1)
     chances = reachability.Reachability(
-      cell,
-      {row: strengths[..., row] for row in rows},
-      {row: live[..., row] for row in rows},
+      cell, drawn.sum(-1), (drawn * does).sum(-1)
     )
     needed = chances.needed()
     ends = [needed[dst] for _, dst in group.edges]
@@ -156,27 +137,16 @@ def paid(
 def _allowed(spec: NetworkSpec, name: str, probs: jax.Array) -> jax.Array:
   """Gates f[..., E, O] of a group, without ops that may not win."""
   allowed = [op not in spec.excluded for op in spec.groups()[name].ops]
-  return probs if all(allowed) else probs * _columns(allowed, probs)
+  return probs if all(allowed) else probs * keeping.constant(allowed, probs)
 
 
-def _nodes(
+def _kept(
   spec: NetworkSpec, name: str, probs: jax.Array
-) -> list[tuple[tuple[int, ...], Kept]]:
-  """Rows into each node and which of them it keeps; none if it keeps all."""
+) -> keeping.Kept | None:
+  """Which edges of a group its nodes keep; None where that is all of them."""
   group = spec.groups()[name]
   limit = {c.group: c.keep for c in spec.all_cells}[name]
   if limit is None and not set(group.ops) & set(spec.excluded):
-    return []
-  strength = probs.sum(-1)
-  found = []
-  for dst in sorted({d for _, d in group.edges}):
-    rows = tuple(r for r, (_, d) in enumerate(group.edges) if d == dst)
-    count = len(rows) if limit is None else min(limit, len(rows))
-    found.append((rows, Kept([strength[..., r] for r in rows], count)))
-  return found
-
-
-def _columns(values: list[bool], like: jax.Array) -> np.ndarray:
-  """`values` [O] as f[..., 1, O] of the rank and type of f[..., E, O]."""
-  shape = (1,) * (like.ndim - 1) + (-1,)
-  return np.reshape(values, shape).astype(like.dtype)
+    return None
+  nodes = np.array([dst for _, dst in group.edges])
+  return keeping.Kept(probs.sum(-1), nodes, limit)

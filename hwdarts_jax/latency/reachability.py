@@ -8,14 +8,13 @@ nodes costs 2^n numbers, so this is for cells of few nodes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hwdarts_jax.latency.keeping import Kept, symmetric
+from hwdarts_jax.latency.keeping import symmetric, to_unit
 from hwdarts_jax.spaces.spec import CellSpec, EdgeSpec
 
 MAX_NODES = 12
@@ -27,16 +26,11 @@ class Reachability:
   Args:
     cell: the cell.
     strengths: chance of each row of its alphas to be kept, or, where nodes
-      keep only some of their edges, its strength; f[...] each.
-    live: the part of it with an op that computes something, f[...] each.
+      keep only some of their edges, its strength; f[..., E].
+    live: the part of it with an op that computes something, f[..., E].
   """
 
-  def __init__(
-    self,
-    cell: CellSpec,
-    strengths: Mapping[int, jax.Array],
-    live: Mapping[int, jax.Array],
-  ):
+  def __init__(self, cell: CellSpec, strengths: jax.Array, live: jax.Array):
     self._cell, self._live = cell, live
     self._inputs = {node for node, _ in cell.inputs}
     self._order = inner_nodes(cell)
@@ -44,10 +38,10 @@ class Reachability:
     self._kept = {}
     if cell.keep is not None:
       for dst in self._order:
-        into = [strengths[row_of(e)] for e in self._searched(dst)]
-        if into:
-          self._kept[dst] = Kept(into, min(cell.keep, len(into)))
-    self._one = jnp.ones_like(next(iter(strengths.values())))
+        rows = [row_of(e) for e in self._searched(dst)]
+        if rows:
+          self._kept[dst] = _Kept(strengths, live, rows, cell.keep)
+    self._one = jnp.ones_like(strengths[..., 0])
 
   def fed(self) -> dict[int, jax.Array]:
     """P(node is computed from an input), f[...] for each node."""
@@ -90,16 +84,13 @@ class Reachability:
     if node not in self._kept:
       for edge in searched:
         unfed = unfed * (
-          1 - self._live[row_of(edge)][..., None] * source_fed(edge)
+          1 - self._live[..., row_of(edge), None] * source_fed(edge)
         )
       return unfed
     kept = self._kept[node]
-    dead = [
-      s[..., None]
-      - (self._live[row_of(e)] / kept.unit)[..., None] * source_fed(e)
-      for e, s in zip(searched, kept.strengths, strict=True)
-    ]
-    return unfed * symmetric(dead, kept.count) / kept.total()[..., None]
+    fed = jnp.stack([source_fed(e) for e in searched], -1)
+    dead = kept.strengths[..., None, :] - kept.live[..., None, :] * fed
+    return unfed * symmetric(dead, kept.count) / kept.total
 
   def _mark_sources(self, node, chance, sets, used) -> jax.Array:
     """Adds the sources of edges into `node` to the sets that hold it."""
@@ -117,21 +108,19 @@ class Reachability:
     searched = self._searched(node)
     if node not in self._kept:
       for edge in searched:
-        live = self._live[row_of(edge)][..., None]
+        live = self._live[..., row_of(edge), None]
         chance = chance + live * (mark(edge, chance) - chance)
       return chance
     kept = self._kept[node]
     # By the number of edges kept so far.
     counts = [chance] + [jnp.zeros_like(chance)] * kept.count
-    for edge, strength in zip(searched, kept.strengths, strict=True):
-      live = (self._live[row_of(edge)] / kept.unit)[..., None]
-      with_it = [
-        strength[..., None] * c + live * (mark(edge, c) - c) for c in counts
-      ]
+    for i, edge in enumerate(searched):
+      strength, live = kept.strengths[..., i, None], kept.live[..., i, None]
+      with_it = [strength * c + live * (mark(edge, c) - c) for c in counts]
       counts = [counts[0]] + [
         counts[k] + with_it[k - 1] for k in range(1, kept.count + 1)
       ]
-    return counts[kept.count] / kept.total()[..., None]
+    return counts[kept.count] / kept.total
 
   def _searched(self, node: int) -> list[EdgeSpec]:
     edges = self._cell.edges
@@ -140,6 +129,26 @@ class Reachability:
   def _fixed(self, node: int) -> list[EdgeSpec]:
     edges = self._cell.edges
     return [e for e in edges if e.dst == node and not is_searched(e)]
+
+
+class _Kept:
+  """Which edges into one node are kept.
+
+  Attributes:
+    count: how many are kept.
+    strengths: of the edges, in a unit of their own and off zero, f[..., K].
+    live: the part that computes something, in the same unit, f[..., K].
+    total: sum over all sets of the products of `strengths`, f[..., 1].
+  """
+
+  def __init__(self, strengths, live, rows, limit):
+    self.count = min(limit, len(rows))
+    into = jnp.stack([strengths[..., row] for row in rows], -1)
+    unit, self.strengths = to_unit(into, np.ones(len(rows), bool), self.count)
+    self.live = (
+      jnp.stack([live[..., row] for row in rows], -1) / unit[..., None]
+    )
+    self.total = symmetric(self.strengths[..., None, :], self.count)
 
 
 @functools.cache
