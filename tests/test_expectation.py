@@ -86,13 +86,15 @@ def test_marginals_are_those_of_the_enumeration(name, scale):
     np.testing.assert_allclose(p, want[group], rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize('keep', [1, 2, 3, 4, None])
-def test_any_number_of_kept_edges_is_that_of_the_enumeration(keep):
+def _node_spec(num_edges, keep):
+  """A cell of one node."""
   cell = CellSpec(
     'c',
-    tuple((i, IMAGE) for i in range(4)),
-    tuple(EdgeSpec(i, 4, ('p', 'none', 'q'), i) for i in range(4)),
-    (4,),
+    tuple((i, IMAGE) for i in range(num_edges)),
+    tuple(
+      EdgeSpec(i, num_edges, ('p', 'none', 'q'), i) for i in range(num_edges)
+    ),
+    (num_edges,),
     2,
     group='g',
     keep=keep,
@@ -100,11 +102,65 @@ def test_any_number_of_kept_edges_is_that_of_the_enumeration(keep):
   head = CellSpec(
     'h', ((0, 'c'),), (EdgeSpec(0, 1, ('pool',), None, 4),), (1,), 2
   )
-  spec = NetworkSpec('t', (4, 4, 2), (), (cell,), (head,), 2, ('none',))
+  return NetworkSpec('t', (4, 4, 2), (), (cell,), (head,), 2, ('none',))
+
+
+@pytest.mark.parametrize('keep', [1, 2, 3, 4, None])
+def test_any_number_of_kept_edges_is_that_of_the_enumeration(keep):
+  spec = _node_spec(4, keep)
   gates = _gates(spec)
   np.testing.assert_allclose(
     _marginals(spec, gates)['g'], _enumerated(spec, gates)['g'], rtol=1e-4
   )
+
+
+@pytest.mark.parametrize('keep', [1, 2, 3, 4, 5])
+def test_two_of_any_number_of_kept_edges_are_those_of_the_enumeration(keep):
+  """Also where a strength is zero; as chances and as their gradient."""
+  spec = _node_spec(5, keep)
+  (each,) = pairs.adjacent(spec)
+  with jax.enable_x64(True):
+    gates = _gates(spec)['g'].astype(np.float64)
+    gates[3] = [0, 1, 0]
+    weights = np.random.default_rng(1).normal(size=len(each.left))
+
+    def ours(gates):
+      first, second = expectation.pair_marginals(spec, {'g': gates}, each)
+      return (first.sum(-1) * second.sum(-1) * weights).sum()
+
+    def enumerated(gates):
+      strength = gates[:, 0] + gates[:, 2]
+      found = total = 0.0
+      for rows in itertools.combinations(range(5), keep):
+        chance = jnp.prod(strength[np.array(rows)])
+        total += chance
+        inside = np.isin(each.left, rows) & np.isin(each.right, rows)
+        found += chance * weights[inside].sum()
+      return found / total
+
+    if keep == 5:
+      gates[3] = [0.2, 0.5, 0.3]  # or the only set would have no chance
+    got, want = (jax.value_and_grad(f)(gates) for f in (ours, enumerated))
+  np.testing.assert_allclose(got[0], want[0], rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(got[1], want[1], rtol=1e-3, atol=1e-4)
+
+
+def test_more_edges_are_no_larger_program():
+  """Compilers take longer for scalars of edges than for a whole network."""
+
+  def num_lines(num_nodes):
+    spec = spaces.make('darts', num_nodes=num_nodes)
+
+    def value(gates):
+      found = [
+        expectation.pair_marginals(spec, gates, each)
+        for each in pairs.adjacent(spec)
+      ]
+      return sum(p.sum() for p in jax.tree.leaves(found))
+
+    return jax.jit(jax.grad(value)).lower(_gates(spec)).as_text().count('\n')
+
+  assert num_lines(6) < 1.1 * num_lines(3)
 
 
 def test_where_every_edge_is_kept_the_marginals_are_the_gates():

@@ -9,6 +9,8 @@ thousands of scalars, which compilers take longer for than for a network.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,9 +36,10 @@ class Kept:
     rows = jnp.where(
       constant(self._joined, strengths[..., None]), strengths[..., None, :], 0
     )
-    self._unit, self._rows = to_unit(rows, self._joined, self._counts)
-    # That of a node which keeps all is not needed, and costs most.
+    # Where all edges are kept nothing is a product of them, and a total is not
+    # needed.
     degrees = np.where(self._drops, self._counts, 0)
+    self._unit, self._rows = to_unit(rows, self._joined, degrees)
     self._total = symmetric(self._rows, degrees)
 
   def inclusion(self) -> jax.Array:
@@ -112,8 +115,9 @@ def symmetric(values: jax.Array, degree: int | np.ndarray) -> jax.Array:
   count = values.shape[-1]
   before = np.tri(count, k=-1, dtype=bool)
   degrees = np.broadcast_to(degree, values.shape[-2:-1])
-  found = constant(degrees == 0, values[..., 0]).astype(values.dtype)
-  found = jnp.broadcast_to(found, values.shape[:-1])
+  found = jnp.where(
+    constant(degrees == 0, values[..., 0]), jnp.ones_like(values[..., 0]), 0
+  )
   terms = values
   for k in range(1, int(degrees.max(initial=0)) + 1):
     if k > 1:
@@ -136,8 +140,8 @@ def take(values: jax.Array, rows: np.ndarray) -> jax.Array:
   return jnp.where(constant(hot[..., None], wide), wide, 0).sum(-2)
 
 
-def constant(values, like: jax.Array) -> np.ndarray:
-  """`values` of any shape with axes of size 1 before it, in the rank of `like`.
+def constant(values: Any, like: jax.Array) -> np.ndarray:
+  """Returns `values` with axes of size 1 before them, in the rank of `like`.
 
   Numbers are in its type as well; truth values stay what they are.
   """
