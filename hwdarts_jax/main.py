@@ -59,6 +59,7 @@ _NOT_JOBS = (
   'predictor_files',
   'predictor_report',
   'selection',
+  'rules',
   'settings',
   'summary',
 )

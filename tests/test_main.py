@@ -565,7 +565,8 @@ def test_the_default_workdir_belongs_to_the_settings(load_config, main_module):
   seen = {folder}
   for name, value in _leaves(first.to_dict()):
     config = load_config('pixel4', 'runlocal')
-    changed = f'{value}x' if isinstance(value, str) else value + 1
+    by_type = {str: lambda v: f'{v}x', tuple: lambda v: (*v, 1.0)}
+    changed = by_type.get(type(value), lambda v: v + 1)(value)
     with config.unlocked(), config.ignore_type():
       config.update_from_flattened_dict({name: changed})
     seen.add(main_module.default_workdir(config))

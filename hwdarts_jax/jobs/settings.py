@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 import inspect
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 from hwdarts_jax import spaces
 from hwdarts_jax.bilevel import (
@@ -20,257 +19,192 @@ from hwdarts_jax.bilevel import (
   regularizers,
   relax,
 )
-from hwdarts_jax.jobs import selection
+from hwdarts_jax.jobs import rules, selection
 from hwdarts_jax.latency import budgets
 from hwdarts_jax.models import fused
 from hwdarts_jax.runtime import optimizers
 
-
-class _Rule(NamedTuple):
-  """What a field may be: in words for a message, and as a test."""
-
-  allowed: str
-  holds: Callable[[Any], bool]
-
-
-def _is_whole(value: Any) -> bool:
-  return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-  return (
-    isinstance(value, int | float)
-    and not isinstance(value, bool)
-    and math.isfinite(value)
-  )
-
-
-def _as_number(value: Any) -> Any:
-  """A text that stands for a number, as that number."""
-  try:
-    return float(value) if isinstance(value, str) else value
-  except ValueError:
-    return None
-
-
-def _whole(low: int) -> _Rule:
-  return _Rule(
-    f'a whole number, at least {low}', lambda v: _is_whole(v) and v >= low
-  )
-
-
-def _among(*values: Any) -> _Rule:
-  return _Rule(
-    f'one of {sorted(values, key=str)}',
-    lambda v: any(type(v) is type(w) and v == w for w in values),
-  )
-
-
-_TEXT = _Rule('a text', lambda v: isinstance(v, str))
-_FLAG = _Rule('true or false', lambda v: isinstance(v, bool))
-_SECTION = _Rule('a section', lambda v: isinstance(v, Mapping))
-_NUMBER = _Rule('a finite number', _is_number)
-_NOT_NEGATIVE = _Rule(
-  'a finite number, at least 0', lambda v: _is_number(v) and v >= 0
-)
-_POSITIVE = _Rule('a finite number, above 0', lambda v: _is_number(v) and v > 0)
-_ABOVE_ONE = _Rule(
-  'a finite number, above 1', lambda v: _is_number(v) and v > 1
-)
-_SHARE = _Rule(
-  'a number above 0, at most 1', lambda v: _is_number(v) and 0 < v <= 1
-)
-_BELOW_ONE = _Rule(
-  'a number, at least 0 and below 1', lambda v: _is_number(v) and 0 <= v < 1
-)
-
-_LIST = _Rule(
-  'a tuple of finite numbers, at least 0',
-  lambda v: (
-    isinstance(v, tuple | list) and all(_is_number(x) and x >= 0 for x in v)
-  ),
-)
-
-_SEED = _Rule(
-  'a whole number from 0 to 2**31 - 1',
-  lambda v: _is_whole(v) and 0 <= v < 2**31,
-)
 _DESCRIBE = {
-  'spec': _among('search', 'deploy'),
-  'search_workdir': _TEXT,
-  'genotype': _TEXT,
+  'spec': rules.among('search', 'deploy'),
+  'search_workdir': rules.TEXT,
+  'genotype': rules.TEXT,
 }
-_MARGIN = _Rule(
-  "a share, at least 0, or 'held_out'",
-  lambda v: v == 'held_out' or _NOT_NEGATIVE.holds(_as_number(v)),
-)
-_AUGMENT = {'pad': _whole(0), 'flip': _FLAG, 'cutout': _whole(0)}
-_FIELDS: dict[str, dict[str, _Rule]] = {
+_AUGMENT = {'pad': rules.whole(0), 'flip': rules.FLAG, 'cutout': rules.whole(0)}
+_FIELDS: dict[str, dict[str, rules.Rule]] = {
   '': {
-    'source': _TEXT,
-    'job': _TEXT,
-    'seed': _SEED,
-    'num_devices': _whole(0),
-    'deterministic': _FLAG,
-    'space': _SECTION,
-    'latency': _SECTION,
-    'data': _SECTION,
-    'network': _SECTION,
-    'relaxation': _SECTION,
-    'hypergrad': _SECTION,
-    'objective': _SECTION,
-    'population': _SECTION,
-    'regularizers': _SECTION,
-    'diagnostics': _SECTION,
-    'search': _SECTION,
-    'params_optimizer': _SECTION,
-    'alphas_optimizer': _SECTION,
-    'retrain': _SECTION,
-    'export': _SECTION,
-    'evaluate': _SECTION,
-    'describe': _SECTION,
+    'source': rules.TEXT,
+    'job': rules.TEXT,
+    'seed': rules.SEED,
+    'num_devices': rules.whole(0),
+    'deterministic': rules.FLAG,
+    'space': rules.SECTION,
+    'latency': rules.SECTION,
+    'data': rules.SECTION,
+    'network': rules.SECTION,
+    'relaxation': rules.SECTION,
+    'hypergrad': rules.SECTION,
+    'objective': rules.SECTION,
+    'population': rules.SECTION,
+    'regularizers': rules.SECTION,
+    'diagnostics': rules.SECTION,
+    'search': rules.SECTION,
+    'params_optimizer': rules.SECTION,
+    'alphas_optimizer': rules.SECTION,
+    'retrain': rules.SECTION,
+    'export': rules.SECTION,
+    'evaluate': rules.SECTION,
+    'describe': rules.SECTION,
   },
   'space': {
-    'name': _among(*spaces.names()),
-    'search': _SECTION,
-    'deploy': _SECTION,
+    'name': rules.among(*spaces.names()),
+    'search': rules.SECTION,
+    'deploy': rules.SECTION,
   },
-  'latency': {'table': _TEXT, 'predictor': _TEXT, 'measure': _TEXT},
+  'latency': {
+    'table': rules.TEXT,
+    'predictor': rules.TEXT,
+    'measure': rules.TEXT,
+  },
   'data': {
-    'name': _TEXT,
-    'data_dir': _TEXT,
-    'image_size': _whole(0),
-    'split_seed': _SEED,
-    'resident': _Rule(
+    'name': rules.TEXT,
+    'data_dir': rules.TEXT,
+    'image_size': rules.whole(0),
+    'split_seed': rules.SEED,
+    'resident': rules.Rule(
       "'auto', true or false",
       lambda v: str(v).lower() in ('auto', 'true', 'false'),
     ),
-    'max_resident_mb': _NOT_NEGATIVE,
-    'augment': _SECTION,
+    'max_resident_mb': rules.NOT_NEGATIVE,
+    'augment': rules.SECTION,
   },
   'data.augment': _AUGMENT,
   'network': {
-    'bn_groups': _whole(1),
-    'bn_momentum': _BELOW_ONE,
-    'dtype': _among('float32', 'bfloat16', 'float64'),
-    'depthwise': _among('auto', 'conv', 'shift'),
-    'evaluation': _among('auto', *fused.EVALUATIONS),
+    'bn_groups': rules.whole(1),
+    'bn_momentum': rules.BELOW_ONE,
+    'dtype': rules.among('float32', 'bfloat16', 'float64'),
+    'depthwise': rules.among('auto', 'conv', 'shift'),
+    'evaluation': rules.among('auto', *fused.EVALUATIONS),
   },
   'relaxation': {
-    'name': _among(*relax.RELAXATIONS),
-    'temperature_start': _POSITIVE,
-    'temperature_end': _POSITIVE,
+    'name': rules.among(*relax.RELAXATIONS),
+    'temperature_start': rules.POSITIVE,
+    'temperature_end': rules.POSITIVE,
   },
   'objective': {
-    'name': _among(*objective.OBJECTIVES),
-    'multiplier': _NUMBER,
-    'reference_ms': _NOT_NEGATIVE,
-    'target_ms': _NOT_NEGATIVE,
-    'constraints': _SECTION,
-    'margin': _MARGIN,
-    'dual': _SECTION,
+    'name': rules.among(*objective.OBJECTIVES),
+    'multiplier': rules.NUMBER,
+    'reference_ms': rules.NOT_NEGATIVE,
+    'target_ms': rules.NOT_NEGATIVE,
+    'constraints': rules.SECTION,
+    'margin': rules.MARGIN,
+    'dual': rules.SECTION,
   },
   'population': {
-    'num_targets': _whole(1),
-    'targets_ms': _LIST,
-    'multipliers': _LIST,
-    'seeds': _whole(1),
-    'members_per_step': _whole(1),
+    'num_targets': rules.whole(1),
+    'targets_ms': rules.LIST,
+    'multipliers': rules.LIST,
+    'seeds': rules.whole(1),
+    'members_per_step': rules.whole(1),
   },
   'objective.dual': {
-    'proportional': _NOT_NEGATIVE,
-    'integral': _POSITIVE,
-    'sharpness': _SHARE,
-    'sharp_from': _SHARE,
-    'settle_from': _SHARE,
-    'memory': _BELOW_ONE,
-    'most': _POSITIVE,
-    'lift': _BELOW_ONE,
+    'proportional': rules.NOT_NEGATIVE,
+    'integral': rules.POSITIVE,
+    'sharpness': rules.SHARE,
+    'sharp_from': rules.SHARE,
+    'settle_from': rules.SHARE,
+    'memory': rules.BELOW_ONE,
+    'most': rules.POSITIVE,
+    'lift': rules.BELOW_ONE,
   },
   'search': {
-    'num_steps': _whole(1),
-    'batch_size': _whole(1),
-    'eval_batch_size': _whole(1),
-    'warmup_steps': _whole(0),
-    'warmup_gates': _among(*exploration.WARMUP_GATES),
-    'auxiliary_skip': _NOT_NEGATIVE,
-    'steps_per_call': _whole(1),
-    'log_every_steps': _whole(1),
-    'checkpoint_every_steps': _whole(1),
-    'eval_every_steps': _whole(0),
-    'keep_checkpoints': _whole(1),
-    'memory_gb': _NOT_NEGATIVE,
-    'selection': _among(*selection.SELECTIONS),
+    'num_steps': rules.whole(1),
+    'batch_size': rules.whole(1),
+    'eval_batch_size': rules.whole(1),
+    'warmup_steps': rules.whole(0),
+    'warmup_gates': rules.among(*exploration.WARMUP_GATES),
+    'auxiliary_skip': rules.NOT_NEGATIVE,
+    'steps_per_call': rules.whole(1),
+    'log_every_steps': rules.whole(1),
+    'checkpoint_every_steps': rules.whole(1),
+    'eval_every_steps': rules.whole(0),
+    'keep_checkpoints': rules.whole(1),
+    'memory_gb': rules.NOT_NEGATIVE,
+    'selection': rules.among(*selection.SELECTIONS),
   },
   'diagnostics': {
-    'every_steps': _whole(0),
-    'num_products': _whole(1),
-    'skip_factor': _ABOVE_ONE,
-    'eigenvalue_factor': _ABOVE_ONE,
-    'window': _whole(1),
-    'from_step': _whole(0),
-    'early_stop': _FLAG,
+    'every_steps': rules.whole(0),
+    'num_products': rules.whole(1),
+    'skip_factor': rules.ABOVE_ONE,
+    'eigenvalue_factor': rules.ABOVE_ONE,
+    'window': rules.whole(1),
+    'from_step': rules.whole(0),
+    'early_stop': rules.FLAG,
   },
   'retrain': {
-    'search_workdir': _TEXT,
-    'genotype': _TEXT,
-    'spec': _among('search', 'deploy'),
-    'inherit': _FLAG,
-    'num_epochs': _whole(1),
-    'batch_size': _whole(1),
-    'eval_batch_size': _whole(1),
-    'steps_per_call': _whole(1),
-    'checkpoint_every_epochs': _whole(1),
-    'keep_checkpoints': _whole(1),
-    'label_smoothing': _BELOW_ONE,
-    'ema_decay': _BELOW_ONE,
-    'drop_path': _BELOW_ONE,
-    'augment': _SECTION,
-    'optimizer': _SECTION,
+    'search_workdir': rules.TEXT,
+    'genotype': rules.TEXT,
+    'spec': rules.among('search', 'deploy'),
+    'inherit': rules.FLAG,
+    'num_epochs': rules.whole(1),
+    'batch_size': rules.whole(1),
+    'eval_batch_size': rules.whole(1),
+    'steps_per_call': rules.whole(1),
+    'checkpoint_every_epochs': rules.whole(1),
+    'keep_checkpoints': rules.whole(1),
+    'label_smoothing': rules.BELOW_ONE,
+    'ema_decay': rules.BELOW_ONE,
+    'drop_path': rules.BELOW_ONE,
+    'augment': rules.SECTION,
+    'optimizer': rules.SECTION,
   },
   'retrain.augment': _AUGMENT,
   'export': {
-    'retrain_workdir': _TEXT,
-    'average': _FLAG,
-    'num_samples': _whole(1),
-    'num_images': _whole(0),
-    'runner': _TEXT,
-    'rounds': _whole(1),
+    'retrain_workdir': rules.TEXT,
+    'average': rules.FLAG,
+    'num_samples': rules.whole(1),
+    'num_images': rules.whole(0),
+    'runner': rules.TEXT,
+    'rounds': rules.whole(1),
   },
   'evaluate': {
-    'search_workdir': _TEXT,
-    'genotype': _TEXT,
-    'device': _TEXT,
-    'budget_ms': _NOT_NEGATIVE,
+    'search_workdir': rules.TEXT,
+    'genotype': rules.TEXT,
+    'device': rules.TEXT,
+    'budget_ms': rules.NOT_NEGATIVE,
   },
 }
 _FIELDS['describe'] = _DESCRIBE
 # Of networks without a choice.
-_FIXED_FIELDS: dict[str, dict[str, _Rule]] = {
-  '': {'source': _TEXT, 'job': _TEXT, 'space': _SECTION, 'describe': _SECTION},
-  'space': {'name': _among(*spaces.makers()), 'deploy': _SECTION},
+_FIXED_FIELDS: dict[str, dict[str, rules.Rule]] = {
+  '': {
+    'source': rules.TEXT,
+    'job': rules.TEXT,
+    'space': rules.SECTION,
+    'describe': rules.SECTION,
+  },
+  'space': {'name': rules.among(*spaces.makers()), 'deploy': rules.SECTION},
   'describe': _DESCRIBE,
 }
 # Of the job that fits a latency predictor, which trains no network.
-_PREDICTOR_FIELDS: dict[str, dict[str, _Rule]] = {
+_PREDICTOR_FIELDS: dict[str, dict[str, rules.Rule]] = {
   '': {
-    'source': _TEXT,
-    'job': _TEXT,
-    'seed': _SEED,
-    'space': _among(*spaces.names()),
-    'deploy': _SECTION,
-    'device': _TEXT,
-    'measurements': _TEXT,
-    'table': _TEXT,
-    'rows': _whole(0),
-    'predict': _TEXT,
-    'prior': _among('none', 'shipped'),
-    'prior_devices': _TEXT,
-    'exclude_devices': _TEXT,
-    'describe': _SECTION,
-    'suggest': _Rule(
+    'source': rules.TEXT,
+    'job': rules.TEXT,
+    'seed': rules.SEED,
+    'space': rules.among(*spaces.names()),
+    'deploy': rules.SECTION,
+    'device': rules.TEXT,
+    'measurements': rules.TEXT,
+    'table': rules.TEXT,
+    'rows': rules.whole(0),
+    'predict': rules.TEXT,
+    'prior': rules.among('none', 'shipped'),
+    'prior_devices': rules.TEXT,
+    'exclude_devices': rules.TEXT,
+    'describe': rules.SECTION,
+    'suggest': rules.Rule(
       'a whole number, at least 0 and at most 1000',
-      lambda v: _is_whole(v) and 0 <= v <= 1000,
+      lambda v: rules.is_whole(v) and 0 <= v <= 1000,
     ),
   },
   'describe': _DESCRIBE,
@@ -325,12 +259,12 @@ def check_predictor(config: Mapping[str, Any]) -> None:
 
 
 def _check_fields(
-  config: Mapping[str, Any], fields: Mapping[str, Mapping[str, _Rule]]
+  config: Mapping[str, Any], fields: Mapping[str, Mapping[str, rules.Rule]]
 ) -> None:
-  for section, rules in fields.items():
+  for section, allowed in fields.items():
     values = _section(config, section)
-    _check_names(section, values, tuple(rules), tuple(rules))
-    for name, rule in rules.items():
+    _check_names(section, values, tuple(allowed), tuple(allowed))
+    for name, rule in allowed.items():
       if not rule.holds(values[name]):
         raise ValueError(
           f'{_dotted(section, name)} is {values[name]!r}; it must be '
@@ -372,7 +306,7 @@ def _check_hypergrad(values: Mapping[str, Any]) -> None:
     'hypergrad', values, ('name', *known), (), f' of {values["name"]}'
   )
   for name, value in values.items():
-    rule = _whole(1) if name == 'num_terms' else _POSITIVE
+    rule = rules.whole(1) if name == 'num_terms' else rules.POSITIVE
     if name != 'name' and not rule.holds(value):
       raise ValueError(
         f'hypergrad.{name} is {value!r}; it must be {rule.allowed}.'
@@ -384,16 +318,16 @@ def _check_regularizers(values: Mapping[str, Any]) -> None:
   for name, own in values.items():
     known = _keywords(regularizers.get(name))
     section = f'regularizers.{name}'
-    if not _SECTION.holds(own):
+    if not rules.SECTION.holds(own):
       raise ValueError(
-        f'{section} is {own!r}; it must be {_SECTION.allowed} with any of '
+        f'{section} is {own!r}; it must be {rules.SECTION.allowed} with any of '
         f'{", ".join(known)}: --config.regularizers="{{\'{name}\': {{}}}}".'
       )
     _check_names(section, own, known, ())
     for field, value in own.items():
-      if not _NUMBER.holds(value):
+      if not rules.NUMBER.holds(value):
         raise ValueError(
-          f'{section}.{field} is {value!r}; it must be {_NUMBER.allowed}.'
+          f'{section}.{field} is {value!r}; it must be {rules.NUMBER.allowed}.'
         )
 
 
@@ -410,10 +344,10 @@ def _check_constraints(values: Mapping[str, Any]) -> None:
   """Checks the names of bounded costs, and their bounds."""
   for name, value in values.items():
     budgets.check_name(name)
-    if not _POSITIVE.holds(value):
+    if not rules.POSITIVE.holds(value):
       raise ValueError(
         f'objective.constraints.{name} is {value!r}; it must be '
-        f'{_POSITIVE.allowed}.'
+        f'{rules.POSITIVE.allowed}.'
       )
 
 
