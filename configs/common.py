@@ -179,7 +179,7 @@ def search_config(
     'search_workdir': '',  # of a finished search, or:
     'genotype': '',  # path of a genotype.json
     'device': '',  # with a shipped series; empty: that of latency.table
-    'budget_ms': 0.0,  # 0: no other than its own latency
+    'budget_ms': 0.0,  # 0: the target of the search, if it had one
   }
   config.describe = describe()
   return config

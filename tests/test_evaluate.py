@@ -8,6 +8,8 @@ from PIL import Image
 import pytest
 
 from hwdarts_jax import front, oracle
+from hwdarts_jax.jobs import common
+from hwdarts_jax.latency import budgets, corner
 from hwdarts_jax.spaces import darts, discretize, nasbench201
 
 FOUND = nasbench201.from_arch_string(
@@ -129,6 +131,123 @@ def test_a_cell_that_was_not_measured_is_judged_by_its_search(
   assert record['latency_ms']['pixel4_cpu'] is None
   assert record['rank'] is None
   assert 'most probable' in result.out
+
+
+def _bounded(folder, genotype, gates, device, name='latency_ms', **bound):
+  """The workdir of a search that found a cell within a target."""
+  folder.mkdir()
+  deploy = {
+    'spec_hash': nasbench201.make().spec_hash(),
+    'device': device,
+    'latency_table': f'{device}.nasbench201',
+    'bounds': {name: bound},
+  }
+  content = {'genotype': genotype.to_dict(), 'deploy': deploy}
+  (folder / 'genotype.json').write_text(json.dumps(content))
+  row = {'step': 1, 'gates/cell': np.asarray(gates).tolist()}
+  (folder / 'metrics.jsonl').write_text(json.dumps(row) + '\n')
+  return folder
+
+
+def test_a_search_with_a_target_is_judged_within_it(nursery, tmp_path):
+  """Unless another budget is given, or another device judges."""
+  device, ms = 'raspberry_pi4_cpu', oracle.latency(FOUND, 'raspberry_pi4_cpu')
+  gates = np.full((6, 5), 0.2)
+  search = _bounded(
+    tmp_path / 'search', FOUND, gates, device, target=ms - 1, aim=ms - 2
+  )
+  for name, settings, want in (
+    ('own', {}, (ms - 1, 'the target of the search')),
+    ('given', {'evaluate.budget_ms': 60.0}, (60.0, 'evaluate.budget_ms')),
+    ('other', {'evaluate.device': 'jetson_nano_gpu_fp16'}, None),
+  ):
+    path = tmp_path / name
+    found = {'evaluate.search_workdir': search}
+    result = run(nursery, path, **found, **settings)
+    assert result.code == 0, result.err
+    record = json.loads((path / 'evaluate.json').read_text())
+    budget = record['judged']['within_budget']
+    if want is None:
+      assert budget is None
+      continue
+    assert (budget['budget_ms'], budget['source']) == want
+    meets = oracle.judge(FOUND, 'cifar10', device, want[0]).meets_budget
+    assert budget['cifar10']['meets_budget'] is meets is (name == 'given')
+    assert f'{want[0]:g} ms, {want[1]}' in result.out
+
+
+def test_an_unmeasured_cell_is_judged_by_one_predicted_within_the_target(
+  nursery, tmp_path
+):
+  """The most probable of all is predicted beyond it."""
+  device, spec = 'pixel4_cpu', nasbench201.make()
+  gates = np.random.default_rng(1).dirichlet(np.ones(5), 6)
+  scores = oracle.log_probabilities(gates)
+  free = oracle.project(scores, device)
+  table = {'table': f'{device}.nasbench201', 'predictor': ''}
+  model = common.load_latency(table)(spec)
+  predicted = np.asarray(model.predict(corner.corners(spec)))
+  aim = 0.8 * float(predicted[oracle.index(free)])
+  allowed = oracle.candidates(device) & (predicted <= aim)
+  want = np.where(allowed, scores, -np.inf).argmax()
+  search = _bounded(
+    tmp_path / 'search', NOTHING, gates, device, target=1.1 * aim, aim=aim
+  )
+  settings = {'evaluate.search_workdir': search}
+  result = run(nursery, tmp_path / 'run', 'configs/pixel4.py', **settings)
+  assert result.code == 0, result.err
+  record = json.loads((tmp_path / 'run' / 'evaluate.json').read_text())
+  assert oracle.index(free) != want
+  assert record['judged']['genotype'] == oracle.genotype(int(want)).to_dict()
+  assert 'most probable, of those within its bounds' in result.out
+
+
+def test_a_memory_budget_is_no_latency_but_chooses_too(nursery, tmp_path):
+  """Also for another device than that of the search."""
+  spec, other = nasbench201.make(), 'intel_ncs2'
+  one_hot = corner.corners(spec)
+  memory = budgets.make('peak_memory_mb', spec).costs(one_hot)
+  measured = memory[oracle.candidates(other)]
+  dearest = int(np.flatnonzero(memory == measured.max())[0])
+  gates = 0.04 + 0.8 * one_hot[nasbench201.GROUP][dearest]
+  scores = oracle.log_probabilities(gates)
+  aim = float(measured.min() + measured.max()) / 2
+  assert aim < memory[oracle.index(oracle.project(scores, other))]
+  search = _bounded(
+    tmp_path / 'search',
+    NOTHING,
+    gates,
+    'pixel4_cpu',
+    'peak_memory_mb',
+    target=aim,
+    aim=aim,
+  )
+  path = tmp_path / 'run'
+  flags = {'evaluate.search_workdir': search, 'evaluate.device': other}
+  result = run(nursery, path, **flags)
+  assert result.code == 0, result.err
+  judged = json.loads((path / 'evaluate.json').read_text())['judged']
+  want = oracle.candidates(other) & (memory <= aim)
+  want = int(np.where(want, scores, -np.inf).argmax())
+  assert judged['genotype'] == oracle.genotype(want).to_dict()
+  assert judged['within_budget'] is None
+  assert judged['bounds_of_search'] == {'peak_memory_mb': aim}
+
+
+def test_a_target_that_no_measured_cell_meets_is_refused(nursery, tmp_path):
+  search = _bounded(
+    tmp_path / 'search',
+    FOUND,
+    np.full((6, 5), 0.2),
+    'raspberry_pi4_cpu',
+    target=0.5,
+    aim=0.5,
+  )
+  settings = {'evaluate.search_workdir': search}
+  result = run(nursery, tmp_path / 'run', **settings)
+  assert result.code == 2
+  for word in ('0.5', '2.529', 'target of the search', 'evaluate.budget_ms'):
+    assert word in result.err
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,14 @@ evaluate.png. Nothing is trained, and nothing here may steer a search.
 
 A device may have measured only some cells. One that was found by a search and
 not measured is judged by the measured cell that the search holds most probable,
-and the record says so. The workdir of a job `pareto` is judged as a whole; see
-`evaluate_front`.
+and predicts within its bounds, and the record says so. Its target on the device
+is the budget, unless another is given. The workdir of a job `pareto` is judged
+as a whole; see `evaluate_front`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 import jax
@@ -21,9 +22,15 @@ import ml_collections
 import numpy as np
 
 from hwdarts_jax import front, oracle, spaces
-from hwdarts_jax.jobs import evaluate_front, evaluate_report, genotype_files
+from hwdarts_jax.jobs import bounds as bounds_lib
+from hwdarts_jax.jobs import (
+  common,
+  evaluate_front,
+  evaluate_report,
+  genotype_files,
+)
 from hwdarts_jax.jobs import settings as settings_lib
-from hwdarts_jax.latency import budgets
+from hwdarts_jax.latency import budgets, projection
 from hwdarts_jax.latency.corner import corners
 from hwdarts_jax.runtime import front_plot
 from hwdarts_jax.runtime import metrics as metrics_lib
@@ -39,6 +46,32 @@ RESNET = (
   '|nor_conv_3x3~0|+|none~0|nor_conv_3x3~1|'
   '+|skip_connect~0|none~1|skip_connect~2|'
 )
+
+
+class _Bounds(NamedTuple):
+  """What a search was bounded by.
+
+  Attributes:
+    target_ms: on the device that judges, None if there was none.
+    aims: what its answer had to meet, by name of the cost.
+    latency: section of the config that made the predictor.
+  """
+
+  target_ms: float | None
+  aims: dict[str, float]
+  latency: dict[str, str]
+
+
+class _Budget(NamedTuple):
+  """What the cell may take.
+
+  Attributes:
+    ms: milliseconds on the device.
+    source: who says so, for the record.
+  """
+
+  ms: float
+  source: str
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -62,16 +95,15 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   genotype, _ = genotype_files.read(
     'evaluate', config.evaluate, nasbench201.make()
   )
-  judged = _judged(config, genotype, device)
-  budget_ms = config.evaluate.budget_ms or None
-  if budget_ms is not None:
-    oracle.candidates(device, budget_ms)  # raises if nothing is within it
+  own = _bounds(config, device)
+  judged = _judged(config, genotype, device, own)
+  budget = _budget(config, device, own)
   with workdir_lib.lock(workdir):
     path = workdir_lib.prepare(workdir, config.to_dict())
     if (path / RESULT).exists():
       print(f'{path} is finished already; another cell needs a new --workdir.')
     elif jax.process_index() == 0:
-      record = _record(genotype, judged, device, budget_ms)
+      record = _record(genotype, judged, device, own, budget)
       _draw(record, path)
       workdir_lib.write_json_atomic(path / RESULT, record)
     print(evaluate_report.of(path))
@@ -96,8 +128,50 @@ def _device(config: ml_collections.ConfigDict) -> str:
   return name
 
 
+def _bounds(config: ml_collections.ConfigDict, device: str) -> _Bounds:
+  """The bounds of the search that found the cell; it may have had none."""
+  _, record = genotype_files.load('evaluate', config.evaluate)
+  deploy = record.get('deploy') or {}  # none: the file has a genotype only
+  found = deploy.get('bounds') or {}
+  if not found or deploy['spec_hash'] != nasbench201.make().spec_hash():
+    return _Bounds(None, {}, {})
+  latency = {
+    name: deploy.get(f'latency_{name}', '') for name in ('table', 'predictor')
+  }
+  return _Bounds(
+    found[bounds_lib.LATENCY]['target']
+    if bounds_lib.LATENCY in found and deploy['device'] == device
+    else None,
+    {name: bound['aim'] for name, bound in found.items()},
+    latency | {'measure': ''},
+  )
+
+
+def _budget(
+  config: ml_collections.ConfigDict, device: str, own: _Bounds
+) -> _Budget | None:
+  """The budget of the config, or else the target of the search."""
+  if config.evaluate.budget_ms:
+    budget = _Budget(config.evaluate.budget_ms, 'evaluate.budget_ms')
+  elif own.target_ms is not None:
+    budget = _Budget(own.target_ms, 'the target of the search')
+  else:
+    return None
+  try:
+    oracle.candidates(device, budget.ms)
+  except ValueError as e:
+    raise ValueError(
+      f'{e} That budget is {budget.source}; judge within another by '
+      '--config.evaluate.budget_ms.'
+    ) from e
+  return budget
+
+
 def _judged(
-  config: ml_collections.ConfigDict, genotype: Genotype, device: str
+  config: ml_collections.ConfigDict,
+  genotype: Genotype,
+  device: str,
+  own: _Bounds,
 ) -> Genotype:
   """The cell itself if it was measured, else what its search comes nearest."""
   if oracle.candidates(device)[oracle.index(genotype)]:
@@ -117,11 +191,37 @@ def _judged(
   if not rows or key not in rows[-1]:
     raise ValueError(f'{path} has no metrics with {key}: search again.')
   scores = oracle.log_probabilities(np.asarray(rows[-1][key]))
+  within = _within(own)
+  if not (within & oracle.candidates(device)).any():
+    raise ValueError(
+      f'{nasbench201.to_arch_string(genotype)} was not measured on {device!r}, '
+      f'and no cell that was is predicted within the bounds of its search '
+      f'({own.aims}): judge by another device (--config.evaluate.device).'
+    )
+  scores = np.where(within, scores, -np.inf)
   return oracle.project(scores, device)
 
 
+def _within(own: _Bounds) -> np.ndarray:
+  """Cells bool[15625] that a search might have returned.
+
+  By its predictor: what was measured may judge, but not choose.
+  """
+  if not own.aims:
+    return oracle.load().connected
+  spec = nasbench201.make()
+  objective = {'target_ms': 0.0, 'constraints': own.aims, 'margin': '0'}
+  model = common.load_latency(own.latency)(spec)
+  limits = [b.limit for b in bounds_lib.make(objective, spec, model)]
+  return projection.violation(spec, corners(spec), limits) == 0
+
+
 def _record(
-  genotype: Genotype, judged: Genotype, device: str, budget_ms: float | None
+  genotype: Genotype,
+  judged: Genotype,
+  device: str,
+  own: _Bounds,
+  budget: _Budget | None,
 ) -> dict[str, Any]:
   """The content of evaluate.json."""
   own_ms = oracle.latency(judged, device)
@@ -139,12 +239,17 @@ def _record(
       'text': spaces.to_text(judged),
       'genotype': judged.to_dict(),
       'is_what_was_found': judged == genotype,
+      'bounds_of_search': own.aims,
       'accuracy': {d: oracle.accuracy(judged, d) for d in oracle.DATASETS},
       'latency_ms': own_ms,
       'within_own_latency': _verdicts(judged, device, own_ms),
       'within_budget': None
-      if budget_ms is None
-      else {'budget_ms': budget_ms, **_verdicts(judged, device, budget_ms)},
+      if budget is None
+      else {
+        'budget_ms': budget.ms,
+        'source': budget.source,
+        **_verdicts(judged, device, budget.ms),
+      },
       'front': {d: _place(judged, d, device) for d in oracle.DATASETS},
     },
     'references': {d: _references(judged, d, device) for d in oracle.DATASETS},

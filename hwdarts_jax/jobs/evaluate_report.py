@@ -23,9 +23,12 @@ def of(path: epath.Path) -> str:
     f'{len(record["latency_ms"])} devices, see {RESULT}'
   ]
   if not judged['is_what_was_found']:
+    within = (
+      ', of those within its bounds' if judged['bounds_of_search'] else ''
+    )
     lines += [
       f'It was not measured on {device}; of the cells that were, its search '
-      f'holds this one most probable:',
+      f'holds this one most probable{within}:',
       f'  {judged["text"]}',
       '  test accuracy      ' + _accuracies(judged['accuracy']),
     ]
@@ -34,7 +37,7 @@ def of(path: epath.Path) -> str:
     lines.append(f'  {dataset:<18} {_verdict(verdict)}')
   budget = judged['within_budget']
   if budget is not None:
-    lines.append(f'Within the budget of {budget["budget_ms"]:g} ms:')
+    lines.append(f'Within {budget["budget_ms"]:g} ms, {budget["source"]}:')
     for dataset in judged['within_own_latency']:
       lines.append(f'  {dataset:<18} {_verdict(budget[dataset])}')
   lines.append('Beside the true front:')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from etils import epath
 import ml_collections
@@ -26,6 +27,23 @@ def read(
   Raises:
     ValueError: none or both are given, or the file is none of a genotype.
   """
+  path, record = load(section, settings)
+  inner = record.get('genotype') if isinstance(record, dict) else None
+  try:
+    genotype = Genotype.from_dict(record if inner is None else inner)
+    return genotype, discretize.discretize(space, genotype)
+  except ValueError as e:
+    raise ValueError(f'{path}: {e}') from e
+
+
+def load(
+  section: str, settings: ml_collections.ConfigDict
+) -> tuple[epath.Path, Any]:
+  """The file of the genotype that `read` returns, and all that it says.
+
+  Raises:
+    ValueError: none or both are given, or the file is no JSON.
+  """
   if bool(settings.search_workdir) == bool(settings.genotype):
     raise ValueError(
       f'give one of --config.{section}.search_workdir (of a finished search) '
@@ -42,12 +60,6 @@ def read(
       '(--config.job=search), or name another.'
     )
   try:
-    record = json.loads(path.read_text())
+    return path, json.loads(path.read_text())
   except ValueError as e:
     raise ValueError(f'{path} is not JSON ({e}).') from e
-  inner = record.get('genotype') if isinstance(record, dict) else None
-  try:
-    genotype = Genotype.from_dict(record if inner is None else inner)
-    return genotype, discretize.discretize(space, genotype)
-  except ValueError as e:
-    raise ValueError(f'{path}: {e}') from e
