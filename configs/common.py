@@ -161,28 +161,38 @@ def search_config(
       f'--runner={runner} --dtype={dtype} --out={table}.json'
     ),
   }
-  config.data = {
-    'name': parsed.dataset,
-    'data_dir': '',
-    'image_size': 0,
-    'split_seed': 0,
-    'resident': 'auto',
-    'max_resident_mb': 2048,
-    'augment': _augment(parsed.dataset),
-  }
+  config.data = _data(parsed.dataset)
   _set_method(config)
   _set_schedule(config, small, parsed.runlocal)
   config.retrain = _retrain(parsed.dataset, small, parsed.runlocal)
   config.export = _export(parsed.runlocal)
   config.population = _population(parsed.runlocal)
-  config.evaluate = {
+  config.evaluate = _evaluate()
+  config.describe = describe()
+  return config
+
+
+def _data(dataset: str) -> dict[str, Any]:
+  """The section of the data set, of all jobs that train."""
+  return {
+    'name': dataset,
+    'data_dir': '',
+    'image_size': 0,
+    'split_seed': 0,
+    'resident': 'auto',
+    'max_resident_mb': 2048,
+    'augment': _augment(dataset),
+  }
+
+
+def _evaluate() -> dict[str, Any]:
+  """The section of the job `evaluate`."""
+  return {
     'search_workdir': '',  # of a finished search, or:
     'genotype': '',  # path of a genotype.json
     'device': '',  # with a shipped series; empty: that of latency.table
     'budget_ms': 0.0,  # 0: the target of the search, if it had one
   }
-  config.describe = describe()
-  return config
 
 
 def describe() -> dict[str, Any]:

@@ -7,6 +7,7 @@ import io
 from typing import NamedTuple
 
 from etils import epath
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
@@ -60,6 +61,27 @@ def plot_front(
   """
   figure = Figure(figsize=_SIZE, dpi=_DPI, layout='constrained')
   axes = figure.subplots()
+  _draw(axes, everything, front, named)
+  if budget_ms:
+    axes.axvline(
+      budget_ms, color=_COLORS[0], linestyle='--', linewidth=1, label='budget'
+    )
+  _set_limits(axes, everything, front, named)
+  axes.set_xlabel(labels[0])
+  axes.set_ylabel(labels[1])
+  axes.set_title(title, loc='left', fontsize=11, fontweight='bold')
+  axes.spines[['top', 'right']].set_visible(False)
+  axes.grid(color='#e8eaed', linewidth=0.6)
+  axes.set_axisbelow(True)
+  axes.legend(fontsize=8, frameon=False, loc='lower right')
+  buffer = io.BytesIO()
+  FigureCanvasAgg(figure).print_png(buffer)
+  workdir_lib.write_bytes_atomic(path, buffer.getvalue())
+
+
+def _draw(
+  axes: Axes, everything: Points, front: Points, named: Sequence[Points]
+) -> None:
   axes.scatter(
     everything.ms,
     everything.accuracy,
@@ -91,10 +113,11 @@ def plot_front(
       zorder=4 if i == 0 else 3,
       label=points.label,
     )
-  if budget_ms:
-    axes.axvline(
-      budget_ms, color=_COLORS[0], linestyle='--', linewidth=1, label='budget'
-    )
+
+
+def _set_limits(
+  axes: Axes, everything: Points, front: Points, named: Sequence[Points]
+) -> None:
   shown = np.concatenate([front.accuracy, *(p.accuracy for p in named)])
   # From the middle of the front on: its beginning may be far below.
   low = min(np.median(front.accuracy), shown[len(front.accuracy) :].min())
@@ -112,13 +135,3 @@ def plot_front(
   axes.xaxis.set_major_locator(LogLocator(subs=subs))
   axes.xaxis.set_major_formatter(ScalarFormatter())
   axes.xaxis.set_minor_formatter(NullFormatter())
-  axes.set_xlabel(labels[0])
-  axes.set_ylabel(labels[1])
-  axes.set_title(title, loc='left', fontsize=11, fontweight='bold')
-  axes.spines[['top', 'right']].set_visible(False)
-  axes.grid(color='#e8eaed', linewidth=0.6)
-  axes.set_axisbelow(True)
-  axes.legend(fontsize=8, frameon=False, loc='lower right')
-  buffer = io.BytesIO()
-  FigureCanvasAgg(figure).print_png(buffer)
-  workdir_lib.write_bytes_atomic(path, buffer.getvalue())
