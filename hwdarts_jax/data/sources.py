@@ -11,18 +11,17 @@ import dataclasses
 import functools
 import importlib.resources
 import io
-import json
 import os
 import re
 from typing import Any
 
 from absl import logging
-from etils import epath
 import numpy as np
 from PIL import Image, ImageOps
 import tqdm
 
 from hwdarts_jax.data import order
+from hwdarts_jax.data import prepared as prepared_lib
 
 # Mean and standard deviation of each channel over the train images, in 0..1,
 # as published with the sets or common in the field.
@@ -37,7 +36,6 @@ _KNOWN_STATS = {
   'mnist': ((0.1307,), (0.3081,)),
 }
 _MAX_STATS_IMAGES = 10_000
-_EMBEDDED = ('digits',)
 _SPLITS = ('train', 'test')
 # TFDS splits that serve as test split, the first that exists. The test split
 # of ImageNet has no labels.
@@ -46,7 +44,6 @@ _DEFAULT_TEST_SPLITS = ('test', 'validation')
 _HELD_OUT_FRACTION = 0.2
 _DIGITS_TEST_EXAMPLES = 360
 _DIGITS_SEED = 10  # gives 33 to 38 test examples of every class
-_PIL_MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
 _DECODE_BLOCK = 256  # images that a thread decodes before it reports progress
 
 
@@ -116,7 +113,7 @@ def load(
       f'data.image_size is {image_size!r}; it must be a positive number of '
       'pixels, or None to keep the images as they are.'
     )
-  if name in _EMBEDDED:
+  if name in prepared_lib.EMBEDDED:
     dataset = _load_digits(split, image_size)
   else:
     dataset = _load_tfds(name, split, data_dir, image_size)
@@ -182,10 +179,10 @@ class _Prepared:
     import tensorflow_datasets as tfds  # slow; the embedded set needs none
 
     self._name = name
-    self._directory = _find_version(
+    self._directory = prepared_lib.find_version(
       name, data_dir or tfds.core.constants.DATA_DIR
     )
-    _check_format(name, self._directory)
+    prepared_lib.check_format(name, self._directory)
     try:
       self._builder = tfds.builder_from_directory(self._directory)
       features = self._builder.info.features
@@ -193,9 +190,9 @@ class _Prepared:
     except Exception as e:  # TFDS passes on whatever its parsers raise
       raise ValueError(
         f'data.name is {name!r}, whose metadata in {str(self._directory)!r} '
-        f'cannot be read ({_first_line(e)}).'
+        f'cannot be read ({prepared_lib.first_line(e)}).'
       ) from e
-    self._shape = _image_shape(name, features, tfds, image_size)
+    self._shape = prepared_lib.image_shape(name, features, tfds, image_size)
     self._resize_to = image_size
     self.num_classes = features['label'].num_classes
     self._skip_decoding = {'image': tfds.decode.SkipDecoding()}
@@ -281,12 +278,14 @@ class _Prepared:
     try:
       example = source[index]
       image = Image.open(io.BytesIO(example['image']))
-      pixels = _pixels(image, _PIL_MODES[self._shape[-1]], self._resize_to)
+      pixels = _pixels(
+        image, prepared_lib.PIL_MODES[self._shape[-1]], self._resize_to
+      )
       label = int(example['label'])
     except Exception as e:  # array_record, protobuf, Pillow: no common base
       raise ValueError(
         f'Example {index} of {self._file(tfds_split, index)!r} cannot be read '
-        f'({_first_line(e)}); prepare {self._name!r} again.'
+        f'({prepared_lib.first_line(e)}); prepare {self._name!r} again.'
       ) from e
     if pixels.shape != self._shape:
       raise ValueError(
@@ -308,119 +307,6 @@ class _Prepared:
         return str(shard.filename)
       index -= shard.take
     return str(self._directory)
-
-
-def _find_version(name: str, data_dir: str) -> epath.Path:
-  """Returns the directory of the newest prepared version of a set."""
-  match = re.fullmatch(r'(\w+(?:/[\w.+-]+)?)(?::(\d+\.\d+\.\d+))?', name)
-  if match is None:
-    raise ValueError(
-      f"data.name is {name!r}; it must be 'digits' or a name of TFDS, like "
-      "'cifar10', 'imagenette/160px-v2' or 'cifar10:3.0.2'."
-    )
-  base, version = match.groups()
-  versions = [
-    v for v in _versions(epath.Path(data_dir) / base) if version in (None, v)
-  ]
-  if not versions:
-    found = ', '.join(_prepared_sets(epath.Path(data_dir))) or 'no data set'
-    raise ValueError(
-      f'data.name is {name!r}, which is not prepared in data.data_dir '
-      f'{data_dir!r} (found there: {found}; embedded: '
-      f'{", ".join(_EMBEDDED)}); prepare it with `tfds build {name} '
-      f'--file_format=array_record --data_dir={data_dir}`.'
-    )
-  newest = max(versions, key=lambda v: [int(n) for n in v.split('.')])
-  return epath.Path(data_dir) / base / newest
-
-
-def _subdirectories(directory: epath.Path) -> list[epath.Path]:
-  """Directories in `directory` by name; none if it does not exist."""
-  try:
-    if not directory.is_dir():
-      return []
-    return sorted(p for p in directory.iterdir() if p.is_dir())
-  except OSError as e:
-    raise ValueError(
-      f'data.data_dir: {str(directory)!r} cannot be listed ({e.strerror}).'
-    ) from e
-
-
-def _versions(directory: epath.Path) -> list[str]:
-  """Prepared versions of the set in `directory`."""
-  return [
-    p.name
-    for p in _subdirectories(directory)
-    if re.fullmatch(r'\d+\.\d+\.\d+', p.name)
-    and (p / 'dataset_info.json').exists()
-  ]
-
-
-def _prepared_sets(data_dir: epath.Path) -> list[str]:
-  """Names (with config, if any) of the sets that are prepared somewhere."""
-  names = []
-  for path in _subdirectories(data_dir):
-    if _versions(path):
-      names.append(path.name)
-    names.extend(
-      f'{path.name}/{config.name}'
-      for config in _subdirectories(path)
-      if _versions(config)
-    )
-  return names
-
-
-def _check_format(name: str, directory: epath.Path) -> None:
-  path = directory / 'dataset_info.json'
-  try:
-    found = json.loads(path.read_text()).get('fileFormat', 'tfrecord')
-  except (OSError, ValueError, AttributeError) as e:
-    raise ValueError(
-      f'data.name is {name!r}, whose metadata {str(path)!r} cannot be read '
-      f'({_first_line(e)}).'
-    ) from e
-  if found != 'array_record':
-    raise ValueError(
-      f'data.name is {name!r}, which is prepared as {found} in '
-      f'{str(directory)!r}, but only array_record can be read; prepare it in '
-      f'another data.data_dir with `tfds build {name} '
-      '--file_format=array_record --data_dir=...`.'
-    )
-
-
-def _image_shape(
-  name: str, features: Any, tfds: Any, image_size: int | None
-) -> tuple[int, int, int]:
-  """Returns the shape that decoded images will have, checking the features."""
-  found = (
-    dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
-  )
-  image, label = found.get('image'), found.get('label')
-  if not (
-    isinstance(image, tfds.features.Image)
-    and isinstance(label, tfds.features.ClassLabel)
-    and label.num_classes
-  ):
-    raise ValueError(
-      f"data.name is {name!r}; it must have the features 'image' (Image) and "
-      f"'label' (ClassLabel), but it has "
-      f'{ {k: type(v).__name__ for k, v in found.items()} }.'
-    )
-  height, width, channels = image.shape
-  if image.np_dtype != np.uint8 or channels not in _PIL_MODES:
-    raise ValueError(
-      f'data.name is {name!r}, whose images are '
-      f'{np.dtype(image.np_dtype).name} with {channels} channels; they must be '
-      f'uint8 with one of {sorted(_PIL_MODES)} channels.'
-    )
-  if image_size is not None:
-    return image_size, image_size, channels
-  if height is None or width is None:
-    raise ValueError(
-      f'data.image_size is None, but the images of data.name {name!r} vary in '
-      'size; it must be a number of pixels, such as 64.'
-    )
-  return height, width, channels
 
 
 def _pixels(image: Image.Image, mode: str, size: int | None) -> np.ndarray:
@@ -468,8 +354,3 @@ def _check_memory(name: str, shape: tuple[int, ...]) -> None:
       f'{shape}, more than the {total / 2**30:.0f} GiB of this machine; set a '
       'smaller data.image_size.'
     )
-
-
-def _first_line(error: BaseException) -> str:
-  lines = str(error).strip().splitlines()
-  return lines[0].rstrip('.') if lines else type(error).__name__
