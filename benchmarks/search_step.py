@@ -59,6 +59,7 @@ _DTYPE = flags.DEFINE_enum(
 _EVALUATION = flags.DEFINE_enum(
   'evaluation', 'fused', sorted(fused.EVALUATIONS), 'How edges are evaluated.'
 )
+_REMAT = flags.DEFINE_bool('remat', False, 'Keep convolutions only.')
 _FEATURES = flags.DEFINE_integer('features', 0, 'Of the first cell; 0: paper.')
 _CELLS = flags.DEFINE_integer('cells', 0, 'Of the supernet; 0: paper.')
 _IMAGE = flags.DEFINE_integer('image_size', 0, 'Pixels; 0: paper.')
@@ -104,6 +105,7 @@ def settings() -> setup_lib.Settings:
     devices=_DEVICES.value,
     dtype=_DTYPE.value,
     evaluation=_EVALUATION.value,
+    remat=_REMAT.value,
     steps_per_call=_PER_CALL.value,
     features=_FEATURES.value,
     cells=_CELLS.value,

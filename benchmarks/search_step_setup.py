@@ -15,7 +15,7 @@ from hwdarts_jax import spaces
 from hwdarts_jax.bilevel import dual, population
 from hwdarts_jax.bilevel import update as update_lib
 from hwdarts_jax.data import pipeline, sources
-from hwdarts_jax.jobs import common
+from hwdarts_jax.jobs import common, memory
 from hwdarts_jax.latency import cost
 from hwdarts_jax.latency import predictor as predictor_lib
 from hwdarts_jax.models import fused
@@ -45,6 +45,7 @@ class Settings:
     devices: size of the mesh.
     dtype: of activations.
     evaluation: 'plain' or 'fused'.
+    remat: keep outputs of convolutions only; of the fused evaluation.
     steps_per_call: bilevel steps of one call.
     features: of the first cell.
     cells: of the supernet.
@@ -61,6 +62,7 @@ class Settings:
   devices: int = 1
   dtype: str = 'bfloat16'
   evaluation: str = 'fused'
+  remat: bool = False
   steps_per_call: int = 1
   features: int = 0
   cells: int = 0
@@ -196,6 +198,11 @@ def _make_state(settings, problem, config) -> update_lib.SearchState:
 
 def _make_problem(settings, spec, config, costs) -> update_lib.Problem:
   """What the search job optimizes, with one batch group a device."""
+  if settings.remat and settings.evaluation != 'fused':
+    raise ValueError(
+      f'remat is True and evaluation {settings.evaluation!r}; only the fused '
+      'evaluation can compute activations again.'
+    )
   network = common.section(config, 'network')
   network |= {'bn_groups': settings.devices, 'dtype': settings.dtype}
   num_steps = config.search.num_steps
@@ -203,7 +210,7 @@ def _make_problem(settings, spec, config, costs) -> update_lib.Problem:
   alphas_settings = common.section(config, 'alphas_optimizer')
   fit = predictor_lib.from_table(spec, costs)
   model = predictor_lib.LatencyPredictor(spec)
-  return update_lib.Problem(
+  problem = update_lib.Problem(
     network=fused.make(
       spec, common.make_context(network, affine=False), settings.evaluation
     ),
@@ -216,6 +223,7 @@ def _make_problem(settings, spec, config, costs) -> update_lib.Problem:
     objective=config.objective.name,
     reference_ms=uniform_ms(costs),
   )
+  return memory.planned(problem, memory.Plan(settings.remat))
 
 
 def _make_update(settings, problem, dataset, augment, mesh):

@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 from jax.profiler import ProfileData
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from benchmarks import search_step_profile as profile_lib
 from benchmarks import search_step_report as report
 from benchmarks import search_step_setup as setup_lib
 from hwdarts_jax import spaces
+from hwdarts_jax.jobs import memory
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -58,6 +60,27 @@ def test_script_times_a_tiny_search_and_writes_what_it_measured(tmp_path):
   assert spec == spaces.make(
     'nasbench201', features=2, num_cells=1, image_size=4
   )
+
+
+def test_a_step_that_keeps_convolutions_only_keeps_less():
+  def kept(remat):
+    settings = setup_lib.Settings(
+      space='nasbench201', features=2, cells=1, image_size=4, batch=4,
+      images=8, dtype='float32', remat=remat,
+    )  # fmt: skip
+    setup = setup_lib.make(settings)
+    batch = {
+      'image': jax.ShapeDtypeStruct((4, 4, 4, 3), np.float32),
+      'label': jax.ShapeDtypeStruct((4,), np.int32),
+    }
+    return memory.kept_bytes(setup.problem, setup.state, batch)
+
+  assert kept(remat=True) < kept(remat=False)
+
+
+def test_plain_evaluation_cannot_compute_activations_again():
+  with pytest.raises(ValueError, match='remat is True and evaluation'):
+    setup_lib.make(setup_lib.Settings(evaluation='plain', remat=True))
 
 
 def test_a_timed_population_searches_with_those_whose_turn_it_is():
