@@ -3,8 +3,9 @@
 For each member true accuracy, measured latency and regret within its target; of
 all together the share of the true front's hypervolume that they reach. Writes
 evaluate.json and evaluate.png. A member that was not measured on the device is
-judged by the measured cell within its target that it holds most probable; where
-there is none, it is not judged.
+judged by the measured cell that it holds most probable of those that its
+predictor puts within its target: what was measured may judge, but not choose.
+Where there is none, it is not judged.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import ml_collections
 import numpy as np
 
 from hwdarts_jax import front, oracle, spaces
-from hwdarts_jax.jobs import evaluate_report, pareto_report
+from hwdarts_jax.jobs import bounds, common, evaluate_report, pareto_report
+from hwdarts_jax.latency import budgets
+from hwdarts_jax.latency.corner import corners
 from hwdarts_jax.runtime import front_plot, metrics
 from hwdarts_jax.runtime import workdir as workdir_lib
 from hwdarts_jax.spaces import nasbench201
@@ -41,23 +44,34 @@ def run(config: ml_collections.ConfigDict, workdir: str, device: str) -> None:
     if (path / evaluate_report.RESULT).exists():
       print(f'{path} is finished already; another front needs a new --workdir.')
     elif jax.process_index() == 0:
-      record = judge(source, device)
+      record = judge(source, device, _predicted_ms(config))
       _draw(record, path)
       workdir_lib.write_json_atomic(path / evaluate_report.RESULT, record)
     print(_text(path))
 
 
-def judge(source: epath.Path, device: str) -> dict[str, Any]:
+def _predicted_ms(config: ml_collections.ConfigDict) -> np.ndarray:
+  """Latency of all cells by the predictor of the config, f64[15625]."""
+  spec = nasbench201.make()
+  latency = common.load_latency(config.latency)(spec)
+  budget = budgets.make(bounds.LATENCY, spec, latency.predict)
+  return np.asarray(budget.costs(corners(spec)), np.float64)
+
+
+def judge(
+  source: epath.Path, device: str, predicted_ms: np.ndarray
+) -> dict[str, Any]:
   """The content of evaluate.json.
 
   Args:
     source: workdir of a finished job `pareto`.
     device: whose measurements count.
+    predicted_ms: of all cells, f[15625], by which members were bounded.
   """
   content = json.loads((source / pareto_report.FRONT).read_text())
   gates = metrics.read(source)[-1][f'gates/{nasbench201.GROUP}']
   members = [
-    _member(member, np.asarray(own), device)
+    _member(member, np.asarray(own), device, predicted_ms)
     for member, own in zip(content['members'], gates, strict=True)
   ]
   cells = [
@@ -76,19 +90,28 @@ def judge(source: epath.Path, device: str) -> dict[str, Any]:
 
 
 def _member(
-  member: dict[str, Any], gates: np.ndarray, device: str
+  member: dict[str, Any],
+  gates: np.ndarray,
+  device: str,
+  predicted_ms: np.ndarray,
 ) -> dict[str, Any]:
   """What is known of a member."""
   genotype = Genotype.from_dict(member['genotype'])
   target_ms = member['target_ms']
-  fastest = oracle.latencies(device)[oracle.candidates(device)].min()
+  measured = oracle.candidates(device)
+  nothing = {'target_ms': target_ms, 'genotype': None}
+  fastest = oracle.latencies(device)[measured].min()
   if target_ms is not None and target_ms < fastest:
-    return {'target_ms': target_ms, 'genotype': None}
-  is_measured = bool(oracle.candidates(device)[oracle.index(genotype)])
+    return nothing
+  is_measured = bool(measured[oracle.index(genotype)])
   judged = genotype
   if not is_measured:
+    most = np.inf if target_ms is None else member['aim_ms']
+    within = measured & (predicted_ms <= most)
+    if not within.any():
+      return nothing
     scores = oracle.log_probabilities(gates)
-    judged = oracle.project(scores, device, target_ms)
+    judged = oracle.project(np.where(within, scores, -np.inf), device)
   verdicts = {
     d: oracle.judge(judged, d, device, target_ms) for d in oracle.DATASETS
   }
