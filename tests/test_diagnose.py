@@ -157,6 +157,7 @@ def test_perturbation_reads_the_genotype_from_the_supernet(
       **{
         'search.num_steps': 4,
         'search.selection': 'perturbation',
+        'search.eval_batch_size': 1,  # fewer than there are batch groups
         'search.auxiliary_skip': 1.0,
         'search.warmup_steps': 2,
         'search.warmup_gates': 'uniform',

@@ -108,12 +108,15 @@ def test_a_finished_run_is_not_touched(nursery, pareto, finished):
 
 
 def test_a_dearer_latency_makes_a_faster_member(nursery, pareto, tmp_path):
+  """Members are judged in batches that their batch groups need not divide."""
   result = nursery.run(
     *pareto(
       tmp_path,
       **{
         'population.targets_ms': (),
         'population.multipliers': (0.0, 20.0),
+        'network.bn_groups': 2,
+        'search.eval_batch_size': 33,
         'relaxation.name': 'softmax',
         'search.num_steps': 40,
         'search.log_every_steps': 10,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import dataclasses
 import itertools
 from typing import Any
 
@@ -32,18 +33,18 @@ def accuracies(
     state: a `SearchState`, of a search or of a population.
     genotypes: of the search spec.
   """
-  problem = search.problem
+  network = search.problem.network
+  # One group, whatever the batch size of evaluations is.
+  context = dataclasses.replace(network.context, bn_groups=1)
+  network = dataclasses.replace(network, context=context)
 
   def count(variables, batch, gates):
     image = pipeline.normalize(
-      batch['image'],
-      search.train.mean,
-      search.train.std,
-      problem.network.context.dtype,
+      batch['image'], search.train.mean, search.train.std, context.dtype
     )
     members = next(iter(gates.values())).shape[0]
     images = jnp.broadcast_to(image, (members, *image.shape))
-    logits, _ = fused.apply_members(problem.network, variables, images, gates)
+    logits, _ = fused.apply_members(network, variables, images, gates)
     return (logits.argmax(-1) == batch['label'][None]).sum(1)
 
   size = min(search.config.search.eval_batch_size, search.val.num_examples)

@@ -115,7 +115,7 @@ def _accuracy_of(search: Any, state: SearchState) -> Accuracy:
   parts = config.network.bn_groups
   # Whole batches only: what fills up the last would change its statistics.
   size = min(config.search.eval_batch_size, search.val.num_examples)
-  size = size // parts * parts
+  size = max(size // parts, 1) * parts
 
   def count(state, gates, batch):
     image = pipeline.normalize(
