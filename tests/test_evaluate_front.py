@@ -25,7 +25,10 @@ def evaluate(nursery, tmp_path):
       }
       for cell, ms, _ in members
     ]
-    (source / 'front.json').write_text(json.dumps({'members': content}))
+    deploy = {'latency_table': f'{DEVICE}.nasbench201'}
+    (source / 'front.json').write_text(
+      json.dumps({'deploy': deploy, 'members': content})
+    )
     gates = [np.asarray(g).tolist() for *_, g in members]
     row = {'step': 1, 'gates/cell': gates}
     (source / 'metrics.jsonl').write_text(json.dumps(row) + '\n')

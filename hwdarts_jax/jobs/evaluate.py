@@ -39,8 +39,7 @@ from hwdarts_jax.spaces import nasbench201
 from hwdarts_jax.spaces.spec import Genotype
 
 RESULT = evaluate_report.RESULT
-PICTURE = 'evaluate.png'
-_DRAWN = 'cifar10'  # the data set of the picture
+_DRAWN = evaluate_report.DRAWN
 # The cell of the paper's ResNet (Dong & Yang 2020, figure 3).
 RESNET = (
   '|nor_conv_3x3~0|+|none~0|nor_conv_3x3~1|'
@@ -90,7 +89,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     )
   device = _device(config)
   if evaluate_front.is_front(config):
-    evaluate_front.run(config, workdir, device)
+    evaluate_front.look_up(config, workdir, device)
     return
   genotype, _ = genotype_files.read(
     'evaluate', config.evaluate, nasbench201.make()
@@ -135,15 +134,12 @@ def _bounds(config: ml_collections.ConfigDict, device: str) -> _Bounds:
   found = deploy.get('bounds') or {}
   if not found or deploy['spec_hash'] != nasbench201.make().spec_hash():
     return _Bounds(None, {}, {})
-  latency = {
-    name: deploy.get(f'latency_{name}', '') for name in ('table', 'predictor')
-  }
   return _Bounds(
     found[bounds_lib.LATENCY]['target']
     if bounds_lib.LATENCY in found and deploy['device'] == device
     else None,
     {name: bound['aim'] for name, bound in found.items()},
-    latency | {'measure': ''},
+    genotype_files.latency_section(deploy),
   )
 
 
@@ -328,26 +324,21 @@ def _references(
 def _draw(record: dict[str, Any], path: epath.Path) -> None:
   """Draws evaluate.png."""
   judged = record['judged']
-  device, dataset = judged['device'], _DRAWN
-  values, ms = oracle.accuracies(dataset), oracle.latencies(device)
-  cells = np.flatnonzero(oracle.candidates(device))
-  true = front.of(dataset, device)
   label = 'found' if judged['is_what_was_found'] else 'found (most probable)'
   named = [
     front_plot.Points(
-      label, [judged['latency_ms']], [judged['accuracy'][dataset]]
+      label, [judged['latency_ms']], [judged['accuracy'][_DRAWN]]
     )
   ] + [
     front_plot.Points(name, [r['latency_ms']], [r['accuracy']])
-    for name, r in record['references'][dataset].items()
+    for name, r in record['references'][_DRAWN].items()
     if r['latency_ms'] is not None
   ]
   budget = judged['within_budget']
-  front_plot.plot_front(
-    front_plot.Points(f'{len(cells)} cells', ms[cells], values[cells]),
-    front_plot.Points('true front', ms[true], values[true]),
+  evaluate_report.draw(
+    path,
+    judged['device'],
     named,
-    path / PICTURE,
-    f'{oracle.SPACE} on {device}, {dataset}',
+    '',
     None if budget is None else budget['budget_ms'],
   )

@@ -10,6 +10,8 @@ Where there is none, it is not judged.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+import functools
 import json
 from typing import Any
 
@@ -19,7 +21,13 @@ import ml_collections
 import numpy as np
 
 from hwdarts_jax import front, oracle, spaces
-from hwdarts_jax.jobs import bounds, common, evaluate_report, pareto_report
+from hwdarts_jax.jobs import (
+  bounds,
+  common,
+  evaluate_report,
+  genotype_files,
+  pareto_report,
+)
 from hwdarts_jax.latency import budgets
 from hwdarts_jax.latency.corner import corners
 from hwdarts_jax.runtime import front_plot, metrics
@@ -27,7 +35,7 @@ from hwdarts_jax.runtime import workdir as workdir_lib
 from hwdarts_jax.spaces import nasbench201
 from hwdarts_jax.spaces.spec import Genotype
 
-_DRAWN = 'cifar10'  # the data set of the picture
+_DRAWN = evaluate_report.DRAWN
 
 
 def is_front(config: ml_collections.ConfigDict) -> bool:
@@ -36,7 +44,9 @@ def is_front(config: ml_collections.ConfigDict) -> bool:
   return bool(folder) and (epath.Path(folder) / pareto_report.FRONT).exists()
 
 
-def run(config: ml_collections.ConfigDict, workdir: str, device: str) -> None:
+def look_up(
+  config: ml_collections.ConfigDict, workdir: str, device: str
+) -> None:
   """Looks all members up; prints what was found."""
   source = epath.Path(config.evaluate.search_workdir)
   with workdir_lib.lock(workdir):
@@ -44,32 +54,31 @@ def run(config: ml_collections.ConfigDict, workdir: str, device: str) -> None:
     if (path / evaluate_report.RESULT).exists():
       print(f'{path} is finished already; another front needs a new --workdir.')
     elif jax.process_index() == 0:
-      record = judge(source, device, _predicted_ms(config))
+      record = judge(source, device)
       _draw(record, path)
       workdir_lib.write_json_atomic(path / evaluate_report.RESULT, record)
     print(_text(path))
 
 
-def _predicted_ms(config: ml_collections.ConfigDict) -> np.ndarray:
-  """Latency of all cells by the predictor of the config, f64[15625]."""
+def _predicted_ms(deploy: dict[str, Any]) -> np.ndarray:
+  """Latency of all cells as the members were bounded, f64[15625]."""
   spec = nasbench201.make()
-  latency = common.load_latency(config.latency)(spec)
+  latency = common.load_latency(genotype_files.latency_section(deploy))(spec)
   budget = budgets.make(bounds.LATENCY, spec, latency.predict)
   return np.asarray(budget.costs(corners(spec)), np.float64)
 
 
-def judge(
-  source: epath.Path, device: str, predicted_ms: np.ndarray
-) -> dict[str, Any]:
+def judge(source: epath.Path, device: str) -> dict[str, Any]:
   """The content of evaluate.json.
 
   Args:
     source: workdir of a finished job `pareto`.
     device: whose measurements count.
-    predicted_ms: of all cells, f[15625], by which members were bounded.
   """
   content = json.loads((source / pareto_report.FRONT).read_text())
   gates = metrics.read(source)[-1][f'gates/{nasbench201.GROUP}']
+  # Fitted only if a member was not measured.
+  predicted_ms = functools.cache(lambda: _predicted_ms(content['deploy']))
   members = [
     _member(member, np.asarray(own), device, predicted_ms)
     for member, own in zip(content['members'], gates, strict=True)
@@ -93,7 +102,7 @@ def _member(
   member: dict[str, Any],
   gates: np.ndarray,
   device: str,
-  predicted_ms: np.ndarray,
+  predicted_ms: Callable[[], np.ndarray],
 ) -> dict[str, Any]:
   """What is known of a member."""
   genotype = Genotype.from_dict(member['genotype'])
@@ -106,8 +115,9 @@ def _member(
   is_measured = bool(measured[oracle.index(genotype)])
   judged = genotype
   if not is_measured:
-    most = np.inf if target_ms is None else member['aim_ms']
-    within = measured & (predicted_ms <= most)
+    within = measured
+    if target_ms is not None:
+      within = measured & (predicted_ms() <= member['aim_ms'])
     if not within.any():
       return nothing
     scores = oracle.log_probabilities(gates)
@@ -128,24 +138,16 @@ def _member(
 
 
 def _draw(record: dict[str, Any], path: epath.Path) -> None:
-  device = record['device']
+  """Draws evaluate.png."""
   judged = [m for m in record['members'] if m['genotype'] is not None]
-  values, ms = oracle.accuracies(_DRAWN), oracle.latencies(device)
-  cells = np.flatnonzero(oracle.candidates(device))
-  true = front.of(_DRAWN, device)
-  front_plot.plot_front(
-    front_plot.Points(f'{len(cells)} cells', ms[cells], values[cells]),
-    front_plot.Points('true front', ms[true], values[true]),
-    [
-      front_plot.Points(
-        'members',
-        [m['latency_ms'] for m in judged],
-        [m['accuracy'][_DRAWN] for m in judged],
-      )
-    ],
-    path / 'evaluate.png',
-    f'{oracle.SPACE} on {device}, {_DRAWN}: '
-    f'{100 * record["hypervolume"][_DRAWN]:.1f} % of the hypervolume',
+  members = front_plot.Points(
+    'members',
+    [m['latency_ms'] for m in judged],
+    [m['accuracy'][_DRAWN] for m in judged],
+  )
+  reached = 100 * record['hypervolume'][_DRAWN]
+  evaluate_report.draw(
+    path, record['device'], [members], f': {reached:.1f} % of the hypervolume'
   )
 
 

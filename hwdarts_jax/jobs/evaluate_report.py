@@ -2,12 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import json
 from typing import Any
 
 from etils import epath
+import numpy as np
+
+from hwdarts_jax import front, oracle
+from hwdarts_jax.runtime import front_plot
 
 RESULT = 'evaluate.json'
+PICTURE = 'evaluate.png'
+DRAWN = 'cifar10'  # the data set of the picture
+
+
+def draw(
+  path: epath.Path,
+  device: str,
+  named: Sequence[front_plot.Points],
+  title: str,
+  budget_ms: float | None = None,
+) -> None:
+  """Draws evaluate.png: what is judged beside all cells and the true front.
+
+  Args:
+    path: the workdir.
+    device: whose measurements are drawn.
+    named: what is judged, and what it is compared with.
+    title: goes on after the space, the device and the data set.
+    budget_ms: a line, if there is a budget.
+  """
+  values, ms = oracle.accuracies(DRAWN), oracle.latencies(device)
+  cells = np.flatnonzero(oracle.candidates(device))
+  true = front.of(DRAWN, device)
+  front_plot.plot_front(
+    front_plot.Points(f'{len(cells)} cells', ms[cells], values[cells]),
+    front_plot.Points('true front', ms[true], values[true]),
+    named,
+    path / PICTURE,
+    f'{oracle.SPACE} on {device}, {DRAWN}{title}',
+    budget_ms,
+  )
 
 
 def of(path: epath.Path) -> str:

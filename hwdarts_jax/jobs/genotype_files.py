@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import json
 from typing import Any
 
@@ -12,6 +13,19 @@ from hwdarts_jax.spaces import discretize
 from hwdarts_jax.spaces.spec import Genotype, NetworkSpec
 
 GENOTYPE = 'genotype.json'
+
+
+def latency_section(deploy: Mapping[str, Any]) -> dict[str, str]:
+  """The section `latency` of the config by which an architecture was found.
+
+  Args:
+    deploy: of its record.
+  """
+  return {
+    'table': deploy.get('latency_table', ''),
+    'predictor': deploy.get('latency_predictor', ''),
+    'measure': '',
+  }
 
 
 def read(
