@@ -11,13 +11,11 @@ import importlib
 import json
 import os
 import pathlib
-import pkgutil
 
 from absl import flags, logging
 import jax
 from ml_collections import config_flags
 
-from hwdarts_jax import jobs
 from hwdarts_jax.runtime import command
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -39,37 +37,17 @@ flags.DEFINE_bool(
   'Connect the processes of a pod or cluster (jax.distributed.initialize).',
 )
 
-_NOT_JOBS = (
-  'accuracy',
-  'bounds',
-  'common',
-  'describe_report',
-  'diagnose',
-  'energy',
-  'evaluate_front',
-  'evaluate_report',
-  'export_measure',
-  'export_report',
-  'genotype_files',
-  'inherited',
-  'loop',
-  'members',
-  'memory',
-  'pareto_report',
-  'predictor_files',
-  'predictor_report',
-  'selection',
-  'rules',
-  'settings',
-  'summary',
+# The modules of `hwdarts_jax.jobs` that have `run`.
+JOBS = (
+  'describe',
+  'evaluate',
+  'export',
+  'pareto',
+  'predictor',
+  'retrain',
+  'search',
 )
 _CACHE = '~/.cache/hwdarts_jax/xla'
-
-
-def job_names() -> list[str]:
-  """Names of all jobs: the modules of `hwdarts_jax.jobs` that have `run`."""
-  found = (m.name for m in pkgutil.iter_modules(jobs.__path__))
-  return sorted(n for n in found if n not in _NOT_JOBS)
 
 
 def default_workdir(config) -> str:
@@ -94,8 +72,8 @@ def main(argv: list[str]) -> None:
     raise ValueError(
       '--config is missing; for example --config=configs/pixel4.py.'
     )
-  if config.job not in job_names():
-    raise ValueError(f'config.job is {config.job!r}; known are {job_names()}.')
+  if config.job not in JOBS:
+    raise ValueError(f'config.job is {config.job!r}; known are {list(JOBS)}.')
   if flags.FLAGS.multihost:
     jax.distributed.initialize()
   if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):

@@ -3,6 +3,7 @@
 import functools
 import importlib
 import json
+import pkgutil
 import shlex
 
 from absl import flags
@@ -10,6 +11,7 @@ import ml_collections
 import pytest
 import tiny_runs
 
+from hwdarts_jax import jobs
 from hwdarts_jax.jobs import common, settings, summary
 from hwdarts_jax.latency import table as table_lib
 
@@ -552,6 +554,17 @@ def _leaves(section, prefix=''):
       yield from _leaves(value, f'{prefix}{name}.')
     else:
       yield f'{prefix}{name}', value
+
+
+def test_jobs_are_the_modules_that_run(main_module):
+  """The table of names lacks none of them, and has no other."""
+  names = [module.name for module in pkgutil.iter_modules(jobs.__path__)]
+  found = [
+    name
+    for name in names
+    if hasattr(importlib.import_module(f'hwdarts_jax.jobs.{name}'), 'run')
+  ]
+  assert tuple(found) == main_module.JOBS
 
 
 def test_the_default_workdir_belongs_to_the_settings(load_config, main_module):
