@@ -35,10 +35,7 @@ _NAMES = {'peak_memory_mb': 'arena_mb', 'model_mb': 'file_mb'}
 def draw(spec: NetworkSpec, count: int, seed: int) -> list[Genotype]:
   """Random architectures in which something connects input and output."""
   rng = np.random.default_rng(seed)
-  uniform = {
-    name: np.full(group.shape, 1 / group.shape[1])
-    for name, group in spec.groups().items()
-  }
+  uniform = discretize.uniform(spec)
   found: list[Genotype] = []
   while len(found) < count:
     drawn = sampling.draw(spec, uniform, 1, rng)

@@ -16,6 +16,7 @@ from hwdarts_jax.bilevel import dual, population
 from hwdarts_jax.bilevel import update as update_lib
 from hwdarts_jax.data import pipeline, sources
 from hwdarts_jax.jobs import common, memory
+from hwdarts_jax.jobs import search as search_job
 from hwdarts_jax.latency import cost
 from hwdarts_jax.latency import predictor as predictor_lib
 from hwdarts_jax.models import fused
@@ -227,31 +228,13 @@ def _make_problem(settings, spec, config, costs) -> update_lib.Problem:
 
 
 def _make_update(settings, problem, dataset, augment, mesh):
-  """The jitted update; state in and out on every device, its memory reused."""
-  batched = sharding.batched(mesh)
-
-  def fetch(chunk, indices, rng):
-    return pipeline.make_batch(
-      chunk.images,
-      chunk.labels,
-      indices,
-      rng,
-      augment,
-      dataset.mean,
-      dataset.std,
-      problem.network.context.dtype,
-    )
-
-  step = update_lib.make_step(
-    _make_population(settings, problem) if settings.members else problem,
-    fetch,
-    lambda batch: jax.lax.with_sharding_constraint(batch, batched),
-    population.population_update
-    if settings.members
-    else update_lib.bilevel_update,
-  )
-  return jax.jit(
-    step, donate_argnums=0, out_shardings=sharding.replicated(mesh)
+  """The jitted update of the search job, or of its population."""
+  dtype = problem.network.context.dtype
+  where = dataset, augment, mesh, dtype
+  if not settings.members:
+    return search_job.jitted_step(problem, *where)
+  return search_job.jitted_step(
+    _make_population(settings, problem), *where, population.population_update
   )
 
 

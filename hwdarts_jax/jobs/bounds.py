@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 import math
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from hwdarts_jax.bilevel import dual
 from hwdarts_jax.jobs import common, energy
 from hwdarts_jax.latency import budgets, projection
+from hwdarts_jax.spaces import discretize
 from hwdarts_jax.spaces.spec import NetworkSpec
 
 LATENCY = 'latency_ms'
@@ -200,10 +199,7 @@ def check_feasible(
       )
   if len(bounds) < 2:
     return
-  uniform = {
-    name: np.full(group.shape, 1 / group.shape[1])
-    for name, group in deploy.groups().items()
-  }
+  uniform = discretize.uniform(deploy)
   found = projection.project(deploy, uniform, [b.limit for b in bounds])
   if not found.is_feasible:
     nearest = ', '.join(

@@ -33,6 +33,7 @@ from hwdarts_jax.latency import budgets, liveness, projection, sampling
 from hwdarts_jax.runtime import metrics as metrics_lib
 from hwdarts_jax.runtime import sharding
 from hwdarts_jax.runtime import workdir as workdir_lib
+from hwdarts_jax.spaces import discretize
 from hwdarts_jax.spaces.spec import Genotype, NetworkSpec
 
 FRONT = pareto_report.FRONT
@@ -173,10 +174,7 @@ def _spread(
   deploy: NetworkSpec, budget: budgets.Budget, count: int
 ) -> list[float]:
   """Targets in ms, from fast to slow in equal ratios."""
-  uniform = {
-    name: np.full(group.shape, 1 / group.shape[1])
-    for name, group in deploy.groups().items()
-  }
+  uniform = discretize.uniform(deploy)
   rng = np.random.default_rng(0)
   drawn = sampling.draw(deploy, uniform, _NUM_SAMPLES, rng)
   costs = budget.costs(drawn)[liveness.is_connected(deploy, drawn)]
@@ -217,16 +215,10 @@ def _search(pareto: Pareto, path: epath.Path) -> bool:
 def _compile(pareto: Pareto, state, chunks):
   """Compiles the update of the population."""
   search = pareto.search
+  step = search.step(pareto.population, population_lib.population_update)
   (compiled,) = loop_lib.compile_together(
     'compiling the bilevel update',
-    [
-      (
-        search_job.jitted_step(
-          search, pareto.population, population_lib.population_update
-        ),
-        (state, *chunks),
-      )
-    ],
+    [(step, (state, *chunks))],
     search.config.deterministic,
   )
   return compiled

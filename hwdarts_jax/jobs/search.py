@@ -37,6 +37,7 @@ from hwdarts_jax.models import fused
 from hwdarts_jax.runtime import metrics as metrics_lib
 from hwdarts_jax.runtime import plots, sharding
 from hwdarts_jax.runtime import workdir as workdir_lib
+from hwdarts_jax.spaces import discretize
 from hwdarts_jax.spaces.spec import Genotype
 
 GENOTYPE = 'genotype.json'
@@ -77,6 +78,13 @@ class Search:
       'search_spec': self.specs.search.spec_hash(),
       'deploy_spec': self.specs.deploy.spec_hash(),
     } | self.latency.hashes()
+
+  def step(self, problem, advance=update_lib.bilevel_update):
+    """`jitted_step` on the data and devices of this search."""
+    dtype = self.problem.network.context.dtype
+    return jitted_step(
+      problem, self.train, self.augment, self.mesh, dtype, advance
+    )
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -170,10 +178,7 @@ def _make_problem(
     common.make_context(config.network.to_dict(), affine=False),
     config.network.evaluation,
   )
-  uniform = {
-    name: np.full(group.shape, 1 / group.shape[1], np.float32)
-    for name, group in specs.search.groups().items()
-  }
+  uniform = discretize.uniform(specs.search, np.float32)
   reference_ms = config.objective.reference_ms or float(
     latency.predict(uniform)
   )
@@ -256,15 +261,25 @@ def feeds(search: Search) -> list[pipeline.Feed]:
   ]
 
 
-def jitted_step(search: Search, problem, advance=update_lib.bilevel_update):
+def jitted_step(
+  problem,
+  train: sources.Dataset,
+  augment: pipeline.Augment,
+  mesh: jax.sharding.Mesh,
+  dtype: Any,
+  advance=update_lib.bilevel_update,
+):
   """The update, with augmentation, over the mesh; it takes over its state.
 
   Args:
-    search: whose data and devices.
     problem: what `advance` optimizes.
+    train: whose mean and standard deviation are those of all images.
+    augment: of images.
+    mesh: devices.
+    dtype: of images.
     advance: see `update.make_step`.
   """
-  batched = sharding.batched(search.mesh)
+  batched = sharding.batched(mesh)
 
   def fetch(chunk, indices, rng):
     return pipeline.make_batch(
@@ -272,10 +287,10 @@ def jitted_step(search: Search, problem, advance=update_lib.bilevel_update):
       chunk.labels,
       indices,
       rng,
-      search.augment,
-      search.train.mean,
-      search.train.std,
-      search.problem.network.context.dtype,
+      augment,
+      train.mean,
+      train.std,
+      dtype,
     )
 
   step = update_lib.make_step(
@@ -285,7 +300,7 @@ def jitted_step(search: Search, problem, advance=update_lib.bilevel_update):
     advance,
   )
   return jax.jit(
-    step, donate_argnums=0, out_shardings=sharding.replicated(search.mesh)
+    step, donate_argnums=0, out_shardings=sharding.replicated(mesh)
   )
 
 
@@ -299,7 +314,7 @@ def _compile(
   """Compiles the bilevel update and the evaluation side by side."""
 
   def compile_step(problem):
-    jobs = [(jitted_step(search, problem), (state, *chunks))]
+    jobs = [(search.step(problem), (state, *chunks))]
     users = []
     if not evaluate.compiled:
       jobs.append(evaluate.job(state))

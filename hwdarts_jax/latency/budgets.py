@@ -138,10 +138,7 @@ class Budget:
   def _descend(self, sign: int) -> float:
     """The least cost times `sign` that changes of single nodes lead to."""
     rng = np.random.default_rng(0)
-    uniform = {
-      name: np.full(group.shape, 1 / group.shape[1])
-      for name, group in self.spec.groups().items()
-    }
+    uniform = discretize.uniform(self.spec)
     count = _DRAWN if self.exact is None else _DRAWN_PLANS
     drawn = sampling.draw(self.spec, uniform, count, rng)
     costs = sign * self.costs(drawn)

@@ -33,6 +33,7 @@ from hwdarts_jax.latency import cost, liveness, pairs, sampling
 from hwdarts_jax.latency import features as features_lib
 from hwdarts_jax.latency.corner import corners, is_enumerable
 from hwdarts_jax.models import ops
+from hwdarts_jax.spaces import discretize
 from hwdarts_jax.spaces.spec import NetworkSpec, Site
 
 _NUM_SIMULATED = 600
@@ -164,10 +165,7 @@ def references(
   if is_enumerable(spec):
     one_hot = corners(spec)
   else:
-    even = {
-      name: np.full(group.shape, 1 / group.shape[1])
-      for name, group in spec.groups().items()
-    }
+    even = discretize.uniform(spec)
     one_hot = sampling.draw(spec, even, _NUM_REFERENCES, rng)
   return take(one_hot, liveness.is_connected(spec, one_hot))
 

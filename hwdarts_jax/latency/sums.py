@@ -8,6 +8,7 @@ import numpy as np
 
 from hwdarts_jax.latency import liveness, sampling
 from hwdarts_jax.latency.cost import CostTable
+from hwdarts_jax.spaces import discretize
 from hwdarts_jax.spaces.spec import NetworkSpec
 
 _DRAWN = 256  # architectures that sums of edges are counted in
@@ -105,10 +106,7 @@ def with_fixed(spec: NetworkSpec, table: CostTable) -> CostTable:
   """
   if not table.per_sum:
     return table
-  gates = {
-    name: np.full(group.shape, 1 / group.shape[1])
-    for name, group in spec.groups().items()
-  }
+  gates = discretize.uniform(spec)
   drawn = sampling.draw(spec, gates, _DRAWN, np.random.default_rng(0))
   counts = liveness.sums(spec, drawn)
   extra = sum(ms * counts[name].mean() for name, ms in table.per_sum.items())

@@ -119,6 +119,16 @@ def one_hot(spec: NetworkSpec, genotype: Genotype) -> dict[str, np.ndarray]:
   return gates
 
 
+def uniform(
+  spec: NetworkSpec, dtype: type[np.floating] = np.float64
+) -> dict[str, np.ndarray]:
+  """Returns gates f[E, O] for each group: all ops of an edge equally likely."""
+  return {
+    name: np.full(group.shape, 1 / group.shape[1], dtype)
+    for name, group in spec.groups().items()
+  }
+
+
 def _strongest(
   edges: tuple[tuple[int, int], ...], strength: np.ndarray, keep: int | None
 ) -> list[int]:
