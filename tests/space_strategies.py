@@ -28,6 +28,18 @@ _SETTINGS = {
   'activations': st.sampled_from(['relu', 'relu,relu,relu,hswish,relu,hswish']),
 }
 
+# Settings of the smallest mobile network with every kind of cell.
+SMALL_MOBILE = {
+  'features': 2,
+  'num_blocks': 2,
+  'num_stages': 1,
+  'num_classes': 4,
+  'image_size': 8,
+  'stem_stride': 1,
+  'kernels': '3',
+  'expansions': '3',
+}
+
 JSON = st.recursive(
   st.none()
   | st.booleans()

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import space_strategies
 
 from hwdarts_jax import spaces
 from hwdarts_jax.models import fused, network, ops, shifts, stacking
@@ -22,16 +23,7 @@ GROUPS, BATCH = 2, 8
 # batch norm has a variance to speak of.
 _SMALL = {
   'darts': {'features': 2, 'num_cells': 1, 'num_nodes': 2, 'image_size': 8},
-  'mobile': {
-    'features': 2,
-    'num_blocks': 2,
-    'num_stages': 1,
-    'num_classes': 4,
-    'image_size': 8,
-    'stem_stride': 1,
-    'kernels': '3',
-    'expansions': '3',
-  },
+  'mobile': space_strategies.SMALL_MOBILE,
   'nasbench201': {'features': 2, 'num_cells': 2, 'image_size': 8},
 }
 _compile = functools.partial(

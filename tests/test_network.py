@@ -21,16 +21,7 @@ every_space = pytest.mark.parametrize('name', spaces.names())
 # The smallest networks in which every kind of cell occurs.
 _SMALL = {
   'darts': {'features': 2, 'num_cells': 2, 'num_nodes': 2, 'image_size': 4},
-  'mobile': {
-    'features': 2,
-    'num_blocks': 2,
-    'num_stages': 1,
-    'num_classes': 4,
-    'image_size': 8,
-    'stem_stride': 1,
-    'kernels': '3',
-    'expansions': '3',
-  },
+  'mobile': space_strategies.SMALL_MOBILE,
   'nasbench201': {'features': 2, 'num_cells': 1, 'image_size': 4},
 }
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 
 from hwdarts_jax.spaces.checks import check, is_int
-from hwdarts_jax.spaces.spec_types import CellSpec, EdgeSpec
+from hwdarts_jax.spaces.spec_types import CellSpec
 
 DIVISOR = 8  # channels of the published networks are multiples of it
 
@@ -73,14 +73,6 @@ def make_divisible(channels: float, divisor: int = DIVISOR) -> int:
   return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
-def fixed(
-  name: str, source: str, op: str, features: int, stride: int = 1
-) -> CellSpec:
-  """A cell of one op."""
-  edge = EdgeSpec(0, 1, (op,), None, stride)
-  return CellSpec(name, ((0, source),), (edge,), (1,), features)
-
-
 def head(
   source: str,
   size: int,
@@ -99,12 +91,16 @@ def head(
   """
   wide, hidden = channels
   cells = [
-    fixed('head_conv', source, f'conv_bn_1x1_{activation}', wide),
-    fixed('pool', 'head_conv', 'global_avg_pool', wide, size),
+    CellSpec.fixed('head_conv', source, f'conv_bn_1x1_{activation}', wide),
+    CellSpec.fixed('pool', 'head_conv', 'global_avg_pool', wide, size),
   ]
   if hidden:
-    cells.append(fixed('head_dense', 'pool', f'dense_{activation}', hidden))
-  cells.append(fixed('classifier', cells[-1].name, 'dense', num_classes))
+    cells.append(
+      CellSpec.fixed('head_dense', 'pool', f'dense_{activation}', hidden)
+    )
+  cells.append(
+    CellSpec.fixed('classifier', cells[-1].name, 'dense', num_classes)
+  )
   return tuple(cells)
 
 

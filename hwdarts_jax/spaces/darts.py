@@ -45,12 +45,8 @@ def make(
     pool_bn: batch normalization after pooling, as in the published supernet;
       the published derived network has none.
   """
-  stem = CellSpec(
-    'stem',
-    ((0, IMAGE),),
-    (EdgeSpec(0, 1, ('conv_bn_3x3',)),),
-    (1,),
-    STEM_MULTIPLIER * features,
+  stem = CellSpec.fixed(
+    'stem', IMAGE, 'conv_bn_3x3', STEM_MULTIPLIER * features
   )
   if num_cells < 1:
     raise ValueError(f'num_cells is {num_cells!r}; it must be at least 1.')
@@ -67,20 +63,8 @@ def make(
     before, last, reduced_last = last, cells[-1].name, reduce
     size = -(-size // 2) if reduce else size
   head = (
-    CellSpec(
-      'pool',
-      ((0, last),),
-      (EdgeSpec(0, 1, ('global_avg_pool',), None, size),),
-      (1,),
-      num_nodes * width,
-    ),
-    CellSpec(
-      'classifier',
-      ((0, 'pool'),),
-      (EdgeSpec(0, 1, ('dense',)),),
-      (1,),
-      num_classes,
-    ),
+    CellSpec.fixed('pool', last, 'global_avg_pool', num_nodes * width, size),
+    CellSpec.fixed('classifier', 'pool', 'dense', num_classes),
   )
   return NetworkSpec(
     space='darts',

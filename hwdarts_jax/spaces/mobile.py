@@ -81,29 +81,14 @@ def make(
   Raises:
     ValueError: a setting is not allowed; the message names it.
   """
-  check(is_int(features, 1), 'features', features, 'a positive whole number')
-  check(is_int(num_blocks, 1), 'num_blocks', num_blocks, 'at least 1')
-  check(
-    is_int(num_stages, 1) and num_stages <= len(STAGES),
-    'num_stages',
-    num_stages,
-    f'from 1 to {len(STAGES)}',
-  )
+  _check_sizes(features, num_blocks, num_stages)
   blocks.check_image(image_size, stem_stride)
   sizes = (
     _split_numbers('kernels', kernels, KERNELS),
     _split_numbers('expansions', expansions, EXPANSIONS),
   )
   of_stages = _split_activations(activations)[: 1 + num_stages]
-  first_act, last_act = of_stages[0], of_stages[-1]
-  stem = (
-    blocks.fixed(
-      'stem', IMAGE, f'conv_bn_3x3_{last_act}', features, stem_stride
-    ),
-    blocks.fixed(
-      'block', 'stem', MBConv(3, 1, False, first_act).name, features
-    ),
-  )
+  last_act = of_stages[-1]
   size = -(-image_size // stem_stride)
   cells: list[CellSpec] = []
   source, width = 'block', features
@@ -117,10 +102,21 @@ def make(
   return NetworkSpec(
     space='mobile',
     input_shape=(image_size, image_size, image_channels),
-    stem=stem,
+    stem=_stem(features, stem_stride, of_stages[0], last_act),
     cells=tuple(cells),
     head=blocks.head(source, size, (wide, hidden), last_act, num_classes),
     num_classes=num_classes,
+  )
+
+
+def _check_sizes(features: int, num_blocks: int, num_stages: int) -> None:
+  check(is_int(features, 1), 'features', features, 'a positive whole number')
+  check(is_int(num_blocks, 1), 'num_blocks', num_blocks, 'at least 1')
+  check(
+    is_int(num_stages, 1) and num_stages <= len(STAGES),
+    'num_stages',
+    num_stages,
+    f'from 1 to {len(STAGES)}',
   )
 
 
@@ -156,6 +152,17 @@ def from_arch_string(text: str) -> Genotype:
         Choice(op, j, j + 1) for j, op in enumerate(rest)
       )
   return Genotype('mobile', cells)
+
+
+def _stem(
+  features: int, stride: int, first_act: str, last_act: str
+) -> tuple[CellSpec, ...]:
+  """The first convolution and the one block that is not searched."""
+  block = MBConv(3, 1, False, first_act).name
+  return (
+    CellSpec.fixed('stem', IMAGE, f'conv_bn_3x3_{last_act}', features, stride),
+    CellSpec.fixed('block', 'stem', block, features),
+  )
 
 
 def _stage(

@@ -39,14 +39,14 @@ def make(
   """Returns the space; the defaults are those of the benchmark."""
   if num_cells < 1:
     raise ValueError(f'num_cells is {num_cells!r}; it must be at least 1.')
-  stem = _fixed('stem', IMAGE, 'conv_bn_3x3', features)
+  stem = CellSpec.fixed('stem', IMAGE, 'conv_bn_3x3', features)
   cells: list[CellSpec] = []
   source, size = 'stem', image_size
   for stage in range(3):
     width = features * 2**stage
     if stage > 0:
       cells.append(
-        _fixed(
+        CellSpec.fixed(
           f'reduction_{stage}', source, 'residual_block_3x3', width, stride=2
         )
       )
@@ -66,9 +66,9 @@ def make(
       )
       source = cells[-1].name
   head = (
-    _fixed('last_act', source, 'bn_relu', 4 * features),
-    _fixed('pool', 'last_act', 'global_avg_pool', 4 * features, size),
-    _fixed('classifier', 'pool', 'dense', num_classes),
+    CellSpec.fixed('last_act', source, 'bn_relu', 4 * features),
+    CellSpec.fixed('pool', 'last_act', 'global_avg_pool', 4 * features, size),
+    CellSpec.fixed('classifier', 'pool', 'dense', num_classes),
   )
   return NetworkSpec(
     space='nasbench201',
@@ -110,12 +110,4 @@ def from_arch_string(text: str) -> Genotype:
   pairs = zip(match.groups(), EDGES, strict=True)
   return Genotype(
     'nasbench201', {GROUP: tuple(Choice(op, *edge) for op, edge in pairs)}
-  )
-
-
-def _fixed(
-  name: str, source: str, op: str, features: int, stride: int = 1
-) -> CellSpec:
-  return CellSpec(
-    name, ((0, source),), (EdgeSpec(0, 1, (op,), None, stride),), (1,), features
   )

@@ -11,7 +11,7 @@ where MobileNetV3 and EfficientNet have 1e-3.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from hwdarts_jax.spaces import blocks
@@ -145,23 +145,17 @@ def make(
   def widened(channels: int) -> int:
     return make_divisible(channels * width)
 
-  stem = blocks.fixed(
+  stem = CellSpec.fixed(
     'stem',
     IMAGE,
     f'conv_bn_3x3_{source.activation}',
     widened(source.stem),
     stem_stride,
   )
+  cells = _body(source.rows, stem.name, widened)
   size = -(-image_size // stem_stride)
-  cells: list[CellSpec] = []
   for row in source.rows:
-    for i in range(row.repeats):
-      stride = row.stride if i == 0 else 1
-      before = cells[-1].name if cells else stem.name
-      name = f'block_{len(cells)}'
-      features = widened(row.features)
-      cells.append(blocks.fixed(name, before, row.block.name, features, stride))
-      size = -(-size // stride)
+    size = -(-size // row.stride)
   wide, hidden = source.head
   return NetworkSpec(
     space='references',
@@ -177,6 +171,26 @@ def make(
     ),
     num_classes=num_classes,
   )
+
+
+def _body(
+  rows: tuple[_Row, ...], before: str, widened: Callable[[int], int]
+) -> list[CellSpec]:
+  """The blocks of a network; only the first of a row has its stride."""
+  cells: list[CellSpec] = []
+  for row in rows:
+    for i in range(row.repeats):
+      cells.append(
+        CellSpec.fixed(
+          f'block_{len(cells)}',
+          before,
+          row.block.name,
+          widened(row.features),
+          row.stride if i == 0 else 1,
+        )
+      )
+      before = cells[-1].name
+  return cells
 
 
 def all_blocks() -> Iterator[MBConv]:

@@ -80,6 +80,14 @@ class CellSpec:
   group: str | None = None
   keep: int | None = None
 
+  @classmethod
+  def fixed(
+    cls, name: str, source: str, op: str, features: int, stride: int = 1
+  ) -> CellSpec:
+    """A cell of one op, without a choice."""
+    edge = EdgeSpec(0, 1, (op,), None, stride)
+    return cls(name, ((0, source),), (edge,), (1,), features)
+
   def __post_init__(self):
     check(
       is_name(self.name) and '/' not in self.name,
