@@ -133,3 +133,9 @@ def test_without_any_device_there_is_one_sentence(monkeypatch):
   runner = runners.make('jax_device:device=cuda')
   with pytest.raises(runners.DeviceError, match="no device 'cuda'.* none"):
     runner.prepare()
+
+
+def test_a_device_whose_kernels_the_profiler_does_not_see_says_so():
+  runner = runners.make('jax_device:device=cpu,repeat=kernels')
+  with pytest.raises(runners.DeviceError, match='no kernel on .*repeat=loop'):
+    runner.prepare()

@@ -4,11 +4,19 @@
     --runner=jax_device:device=cuda:1
 
 Searches for a server's GPU want its latency at the batch that it serves: give
---batch. The model runs many times in one program on the device, each run
-reading a number that the one before has written, so that XLA can neither leave
-out nor reorder any. The slope between two numbers of repetitions is free of
-what a launch from the host costs; the same slope of an empty model is what
-the repetition itself costs, and is subtracted.
+--batch. There are three ways to leave out what a launch from the host costs:
+
+- `kernels` (on GPUs): the time that kernels took on the device, by its own
+  clock. On an H100, kernels of small networks are over before the host has
+  launched the next, and XLA's loops on GPUs are run by the host: by either of
+  the other ways one measures the host.
+- `loop` (on TPUs): the model runs many times in one program on the device,
+  each run reading a number that the one before has written, so that XLA can
+  neither leave out nor reorder any. The slope between two numbers of
+  repetitions is free of the launch; the same slope of an empty model is what
+  the repetition itself costs, and is subtracted.
+- `call` (on CPUs, where XLA's loops slow convolutions down): the time of a
+  call, less that of an empty model.
 """
 
 from __future__ import annotations
@@ -18,6 +26,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import os
 import time
 from typing import Any
 
@@ -26,6 +35,7 @@ from jax import export, lax
 import jax.numpy as jnp
 import tqdm
 
+from hwdarts_jax.harness import kernel_times
 from hwdarts_jax.harness.runners import (
   Description,
   DeviceError,
@@ -42,7 +52,14 @@ from hwdarts_jax.harness.runners.host import cpu_name
 _INNER = 16
 _NUM_SAMPLES = 5  # of each number of repetitions
 _MIN_OUTER = 4  # difference between the numbers of repetitions
-REPEATS = ('auto', 'loop', 'call')
+REPEATS = ('auto', 'kernels', 'loop', 'call')
+_AUTO = {'cpu': 'call', 'gpu': 'kernels'}
+_STATISTICS = {
+  'kernels': 'sum over its kernels of the median of their time on the device',
+  'loop': 'slope of the minimum of wall time between two numbers of '
+  'repetitions, less that of an empty model',
+  'call': 'minimum of wall time, less that of an empty model',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +68,8 @@ class Settings:
 
   Attributes:
     device: such as `cuda:0`, `tpu` or `cpu`; empty for the first one.
-    repeat: `loop` on the device, or `call` from the host, whose cost is then
-      subtracted; `auto` is `call` on CPU, where XLA's loops slow
-      convolutions down, else `loop`.
+    repeat: one of `REPEATS`; `auto` is `kernels` on a GPU, `call` on a CPU,
+      else `loop`.
   """
 
   device: str = ''
@@ -89,7 +105,8 @@ class JaxDeviceRunner(Runner):
     with self._faults('an empty model'):
       image = jax.device_put(jnp.zeros((1, 8, 8, 8)), self._device)
       empty = self._compile(lambda x: x[0, 0, 0, 0], image)
-      self._empty_ms, _ = self._slope(empty, image, Protocol())
+      ms, _ = self._read(empty, image, Protocol())
+      self._empty_ms = 0.0 if self._repeat == 'kernels' else ms
     client = self._device.client
     kind = self._device.device_kind
     return Description(
@@ -99,16 +116,12 @@ class JaxDeviceRunner(Runner):
       delegate=f'XLA for {self._device.platform}',
       threads=None,
       affinity=None,
-      statistic=(
-        'slope of the minimum of wall time between two numbers of repetitions'
-        if self._loops
-        else 'minimum of wall time'
-      )
-      + ', less that of an empty model',
+      statistic=_STATISTICS[self._repeat],
       facts={
         'device': str(self._device),
         'platform_version': str(client.platform_version).strip(),
-        'repeat': 'loop' if self._loops else 'call',
+        'repeat': self._repeat,
+        'xla_flags': os.environ.get('XLA_FLAGS', ''),
       },
     )
 
@@ -130,7 +143,7 @@ class JaxDeviceRunner(Runner):
   def measure(self, model: Model, protocol: Protocol) -> Reading:
     """See `Runner.measure`."""
     with self._faults(model.name):
-      ms, runs = self._slope(*self._load(model), protocol)
+      ms, runs = self._read(*self._load(model), protocol)
     return Reading(max(ms - self._empty_ms, 0.0), runs)
 
   def close(self) -> None:
@@ -149,63 +162,93 @@ class JaxDeviceRunner(Runner):
     return self._compiled[key]
 
   @property
-  def _loops(self) -> bool:
+  def _repeat(self) -> str:
     if self._settings.repeat == 'auto':
-      return self._device.platform != 'cpu'
-    return self._settings.repeat == 'loop'
+      return _AUTO.get(self._device.platform, 'loop')
+    return self._settings.repeat
 
   def _compile(
     self, function: Callable[[jax.Array], jax.Array], image: jax.Array
   ) -> Callable[..., Any]:
-    """A program that runs `function` as often as it is told; compiled."""
-    if not self._loops:
-      called = jax.jit(function)
-      called.lower(image).compile()
-      return called
+    """A program that runs `function`, in a loop as often as it is told."""
+    if self._repeat != 'loop':
+      return jax.jit(function).lower(image).compile()
     y = jnp.zeros_like(jax.eval_shape(function, image))
     y = jax.device_put(y, self._device)
     program = jax.jit(functools.partial(_repeat, function))
     compiled = program.lower(image, y, 0).compile()
     return lambda x, count: compiled(x, y, count)
 
-  def _slope(
+  def _read(
     self, program: Callable[..., Any], image: jax.Array, protocol: Protocol
   ) -> tuple[float, int]:
     """Milliseconds of one run, and how many runs were timed."""
-    deadline = time.monotonic() + protocol.timeout_s
-
-    def seconds(*count: int) -> float:
-      if time.monotonic() > deadline:
-        raise ModelError(f'it took longer than {protocol.timeout_s:g} s.')
-      start = time.perf_counter()
-      jax.block_until_ready(program(image, *count))
-      return time.perf_counter() - start
-
-    if not self._loops:
-      for _ in range(protocol.warmup_runs):
-        seconds()
-      samples: list[float] = []
-      while (
-        len(samples) < protocol.min_runs or sum(samples) < protocol.min_ms / 1e3
-      ):
-        samples.append(seconds())
-      return 1e3 * min(samples), len(samples)
+    timer = _Timer(program, image, protocol)
+    if self._repeat == 'loop':
+      return _slope(timer)
     for _ in range(protocol.warmup_runs):
-      seconds(1)
-    outer = max(_MIN_OUTER, -(-protocol.min_runs // (_NUM_SAMPLES * _INNER)))
-    want = protocol.min_ms / 1e3 / _NUM_SAMPLES
-    while True:
-      pairs = [(seconds(1 + outer), seconds(1)) for _ in range(_NUM_SAMPLES)]
-      # What disturbs a sample only lengthens it.
-      many, one = (min(times) for times in zip(*pairs, strict=True))
-      if many - one >= want / 2:
-        break
-      # At most eightfold, since a short difference is not well known.
-      outer *= max(2, min(8, round(want / max(many - one, 1e-9))))
-    return 1e3 * (many - one) / (outer * _INNER), _NUM_SAMPLES * outer * _INNER
+      timer()
+    if self._repeat == 'kernels':
+      return self._kernels(timer)
+    samples: list[float] = []
+    while (
+      len(samples) < protocol.min_runs or sum(samples) < protocol.min_ms / 1e3
+    ):
+      samples.append(timer())
+    return 1e3 * min(samples), len(samples)
+
+  def _kernels(self, timer: _Timer) -> tuple[float, int]:
+    """The device's own time; see `kernel_times.device_ms`."""
+    runs = timer.protocol.min_runs
+    ms = kernel_times.device_ms(kernel_times.record(timer, runs), runs)
+    if ms is None:
+      raise DeviceError(
+        f"JAX's profiler has seen no kernel on {self._device}: it may lack "
+        "NVIDIA's CUPTI, or the device is no GPU. Measure with "
+        '--runner=jax_device:repeat=loop.'
+      )
+    return ms, runs
 
   def _faults(self, name: str) -> Any:
     return _Faults(name, self._device)
+
+
+class _Timer:
+  """Calls a program, and tells how many seconds that took."""
+
+  def __init__(
+    self, program: Callable[..., Any], image: jax.Array, protocol: Protocol
+  ):
+    self.protocol = protocol
+    self._program, self._image = program, image
+    self._deadline = time.monotonic() + protocol.timeout_s
+
+  def __call__(self, *count: int) -> float:
+    if time.monotonic() > self._deadline:
+      raise ModelError(f'it took longer than {self.protocol.timeout_s:g} s.')
+    start = time.perf_counter()
+    jax.block_until_ready(self._program(self._image, *count))
+    return time.perf_counter() - start
+
+
+def _slope(timer: _Timer) -> tuple[float, int]:
+  """Milliseconds of one run of a loop, and how many runs were timed."""
+  protocol = timer.protocol
+  want = protocol.min_ms / 1e3 / _NUM_SAMPLES
+  for _ in range(-(-protocol.warmup_runs // _INNER)):
+    timer(1)
+  outer = max(1, -(-protocol.min_runs // (_NUM_SAMPLES * _INNER)))
+  if timer(1) < want:  # a longer one is well known from a few
+    outer = max(outer, _MIN_OUTER)
+  while True:
+    pairs = [(timer(1 + outer), timer(1)) for _ in range(_NUM_SAMPLES)]
+    # What disturbs a sample only lengthens it.
+    many, one = (min(times) for times in zip(*pairs, strict=True))
+    if many - one >= want / 2:
+      break
+    # At most eightfold, since a short difference is not well known.
+    outer *= max(2, min(8, round(want / max(many - one, 1e-9))))
+  return 1e3 * (many - one) / (outer * _INNER), _NUM_SAMPLES * outer * _INNER
 
 
 class _Faults:

@@ -1,0 +1,70 @@
+"""How long kernels ran on a device, by JAX's profiler.
+
+A small model on a fast device is over before the host has launched the next
+kernel, so that a clock measures the host. The profiler's stamps come from the
+device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import pathlib
+import tempfile
+from typing import Any
+
+import jax
+from jax.profiler import ProfileData, ProfileOptions
+
+_PLANE = '/device:GPU:'
+_LINE = 'Stream'  # other lines tell of the same events in other ways
+
+
+def record(call: Callable[[], Any], runs: int) -> ProfileData:
+  """The profile of `runs` calls, each waiting for the one before."""
+  options = ProfileOptions()
+  options.host_tracer_level = 0
+  options.python_tracer_level = 0
+  options.enable_hlo_proto = False
+  with tempfile.TemporaryDirectory() as folder:
+    with jax.profiler.trace(folder, profiler_options=options):
+      for _ in range(runs):
+        jax.block_until_ready(call())
+    (path,) = pathlib.Path(folder).rglob('*.xplane.pb')
+    return ProfileData.from_file(str(path))
+
+
+def device_ms(profile: Any, runs: int) -> float | None:
+  """Milliseconds that kernels and copies took on GPUs in one of `runs` calls.
+
+  Kernels of one call that differ in how long they took in other calls do so by
+  chance: of each, the median over the calls counts. Where the calls did not
+  launch the same number of kernels, the mean of all calls counts.
+
+  Args:
+    profile: a `ProfileData`, or what looks like one.
+    runs: how many calls it holds.
+
+  Returns:
+    None where nothing ran on a GPU.
+  """
+  events = sorted(
+    (event.start_ns, event.duration_ns)
+    for plane in profile.planes
+    if plane.name.startswith(_PLANE)
+    for line in plane.lines
+    if line.name.startswith(_LINE)
+    for event in line.events
+  )
+  if not events:
+    return None
+  durations = [duration for _, duration in events]
+  if len(durations) % runs:
+    return sum(durations) / runs / 1e6
+  of_each = len(durations) // runs
+  return sum(_median(durations[k::of_each]) for k in range(of_each)) / 1e6
+
+
+def _median(values: list[float]) -> float:
+  ordered = sorted(values)
+  middle = len(ordered) // 2
+  return (ordered[middle] + ordered[~middle]) / 2
