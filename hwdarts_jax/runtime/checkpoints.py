@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 import hashlib
 import json
-import pathlib
 from typing import Any, NamedTuple, TypeVar
 
 from absl import logging
@@ -305,11 +304,15 @@ def _file_digests(folder: epath.Path) -> dict[str, str]:
 
   Files beside the items hold times; Orbax writes them again after the commit.
   """
-  root = pathlib.Path(folder)
+  paths = sorted(
+    root / name
+    for root, _, names in folder.walk()
+    for name in names
+    if root != folder
+  )
   return {
-    str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
-    for path in sorted(root.glob('*/**/*'))
-    if path.is_file()
+    str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+    for path in paths
   }
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import tensorboardX
 import tqdm
 
+from hwdarts_jax.runtime import event_files
 from hwdarts_jax.runtime import workdir as workdir_lib
 
 _FILE = 'metrics.jsonl'
@@ -54,6 +55,7 @@ class MetricsWriter:
     self._local = workdir_lib.is_local(self._path)
     self._text = [] if self._local else [text]
     self._file = self._path.open('ab') if self._local else None
+    event_files.use_epath()
     self._tensorboard = tensorboardX.SummaryWriter(
       str(self._path.parent / _TENSORBOARD),
       purge_step=last + 1,

@@ -134,11 +134,13 @@ def prepare(
 
 @contextlib.contextmanager
 def lock(workdir: epath.PathLike) -> Iterator[None]:
-  """Holds the workdir for this process; a no-op on remote paths.
+  """Holds the workdir for this process; on remote paths nothing does.
 
   The lock belongs to the process, not to a file: it ends with the process,
   however that ends. Leftovers of writes that were killed are removed. In a run
-  of many processes only process 0 locks.
+  of many processes only process 0 locks. Object stores have no such locks, and
+  a lease would outlive a killed run: there it is for the user to start no
+  second one.
 
   Raises:
     UserError: another run holds the workdir, or the folder is not ours.
@@ -177,7 +179,8 @@ def _make_own(workdir: epath.Path) -> None:
       f'Cannot make the folder {workdir}: {e.strerror}. Choose another '
       '--workdir.'
     ) from e
-  names = {p.name for p in workdir.iterdir()}
+  # Without objects a folder of a bucket does not exist, made or not.
+  names = {p.name for p in workdir.iterdir()} if workdir.exists() else set()
   foreign = sorted(n for n in names if n != _LOCK and not n.startswith(_TMP))
   if foreign and _CONFIG not in names:
     shown = ', '.join(foreign[:_MAX_SHOWN])
