@@ -89,7 +89,7 @@ def test_models_that_are_ready_are_not_compiled_again(tmp_path, monkeypatch):
 
 
 def test_a_model_that_does_not_compile_is_named_when_it_is_measured(
-  tmp_path, monkeypatch
+  tmp_path, monkeypatch, capsys
 ):
   with runners.make('jax_device:device=cpu') as runner:
     runner.prepare()
@@ -100,6 +100,9 @@ def test_a_model_that_does_not_compile_is_named_when_it_is_measured(
     monkeypatch.setattr(runner, '_compile', fail)
     model = _model(tmp_path, 2)
     runner.ready([model])
+    assert '2 products did not compile beside others: RES' in (
+      capsys.readouterr().err
+    )
     with pytest.raises(runners.ModelError, match='2 products needs more mem'):
       runner.measure(model, _PROTOCOL)
 

@@ -27,6 +27,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import sys
 import time
 from typing import Any
 
@@ -126,9 +127,14 @@ class JaxDeviceRunner(Runner):
     )
 
   def ready(self, models: Sequence[Model]) -> None:
-    """Compiles them side by side, which is most of what a table takes."""
+    """Compiles them side by side, which is most of what a table takes.
+
+    Where that is too much at once for the device (each compilation tries
+    algorithms there), a model is compiled again by itself when it is measured,
+    and named then if it fails once more.
+    """
     with concurrent.futures.ThreadPoolExecutor() as pool:
-      loads = [pool.submit(self._load, model) for model in models]
+      loads = {pool.submit(self._load, model): model.name for model in models}
       for load in tqdm.tqdm(
         concurrent.futures.as_completed(loads),
         total=len(loads),
@@ -136,8 +142,15 @@ class JaxDeviceRunner(Runner):
         unit='model',
         dynamic_ncols=True,
       ):
-        # Named when it is measured, which tries again.
-        if not isinstance(load.exception(), jax.errors.JaxRuntimeError):
+        error = load.exception()
+        if isinstance(error, jax.errors.JaxRuntimeError):
+          reason = str(error).strip().splitlines()[0]
+          tqdm.tqdm.write(
+            f'{loads[load]} did not compile beside others: {reason}. '
+            'It is compiled once more, alone.',
+            file=sys.stderr,
+          )
+        else:
           load.result()
 
   def measure(self, model: Model, protocol: Protocol) -> Reading:
