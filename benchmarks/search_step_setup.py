@@ -15,6 +15,7 @@ from hwdarts_jax import spaces
 from hwdarts_jax.bilevel import dual, population
 from hwdarts_jax.bilevel import update as update_lib
 from hwdarts_jax.data import pipeline, sources
+from hwdarts_jax.data.augment import Augment
 from hwdarts_jax.jobs import common, memory
 from hwdarts_jax.jobs import search as search_job
 from hwdarts_jax.latency import cost
@@ -158,7 +159,7 @@ def make(settings: Settings) -> Setup:
     )
     for i, images in enumerate(sets)
   )
-  augment = pipeline.Augment(**common.section(config, 'data', 'augment'))
+  augment = Augment(**common.section(config, 'data', 'augment'))
   return Setup(
     settings,
     spec,

@@ -33,6 +33,16 @@ SMALL_SEARCH_SPECS: dict[str, dict[str, Any]] = {
   'darts': {'features': 4, 'num_cells': 3},
   'mobile': _MOBILE | {'features': 4, 'stem_stride': 0},
 }
+_NO_AUGMENT: dict[str, Any] = {
+  'pad': 0,
+  'flip': False,
+  'cutout': 0,
+  # Of images as they are stored, by workers.
+  'crop_area': 0.0,
+  'colour': 0.0,
+  'rand_ops': 0,
+  'rand_magnitude': 0.0,
+}
 # How multipliers are found; see hwdarts_jax.bilevel.dual.
 DUAL = {
   'proportional': 5.0,
@@ -179,8 +189,11 @@ def _data(dataset: str) -> dict[str, Any]:
     'data_dir': '',
     'image_size': 0,
     'split_seed': 0,
-    'resident': 'auto',
+    'resident': 'auto',  # on the devices: true, false, or disk
     'max_resident_mb': 2048,
+    'workers': 'auto',  # processes that decode images on disk; 0: threads
+    # Of the shorter side, what tests of resized images show.
+    'eval_crop': 1.0,
     'augment': _augment(dataset),
   }
 
@@ -207,8 +220,8 @@ def describe() -> dict[str, Any]:
 
 def _augment(dataset: str) -> dict[str, Any]:
   if dataset == 'digits':  # a mirrored digit is another sign
-    return {'pad': 1, 'flip': False, 'cutout': 4}
-  return {'pad': 4, 'flip': dataset != 'mnist', 'cutout': 0}
+    return _NO_AUGMENT | {'pad': 1, 'cutout': 4}
+  return _NO_AUGMENT | {'pad': 4, 'flip': dataset != 'mnist'}
 
 
 def _set_method(config) -> None:

@@ -12,7 +12,7 @@ import pytest
 import tiny_runs
 
 from hwdarts_jax import jobs
-from hwdarts_jax.jobs import common, settings, summary
+from hwdarts_jax.jobs import common, feeding, settings, summary
 from hwdarts_jax.latency import table as table_lib
 
 CONFIGS = sorted(
@@ -515,7 +515,7 @@ def test_every_config_builds_and_its_table_covers_it(load_config, name, arg):
   """Both specs exist and the table tells what the deployed networks cost."""
   config = load_config(name, arg)
   settings.check(config.to_dict())
-  dataset = common.load_data(config.data.to_dict(), 'test')
+  dataset = feeding.load_data(config.data.to_dict(), 'test')
   common.fit_search_spec(config, dataset)
   specs = common.make_specs(config.space.to_dict())
   common.check_data(dataset, specs.search, 'search')

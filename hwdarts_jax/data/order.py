@@ -7,6 +7,7 @@ import numpy as np
 EPOCH = 0  # order of an epoch
 SEARCH_SPLIT = 1  # train and val halves of a search
 HELD_OUT = 2  # test part of a data set that comes without one
+AUGMENT = 3  # random changes of an image, by workers on the host
 
 
 def permutation(
@@ -35,3 +36,30 @@ def permutation(
     counter=np.array([0, 0, 0, stream], np.uint64),
   )
   return np.argsort(bits.random_raw(num), kind='stable')
+
+
+class Draws:
+  """Random numbers of one example; a pure function of three integers.
+
+  Like `permutation` from the raw stream, so that they never change.
+  """
+
+  def __init__(self, seed: int, position: int):
+    """Starts the stream.
+
+    Args:
+      seed: of the order of the examples, any of 0..2**64-1.
+      position: of the example in that order, counted over all epochs.
+    """
+    self._bits = np.random.Philox(
+      key=np.array([seed, position], np.uint64),
+      counter=np.array([0, 0, 0, AUGMENT], np.uint64),
+    )
+
+  def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
+    """A number from `low` to below `high`."""
+    return low + (high - low) * (int(self._bits.random_raw()) >> 11) / 2**53
+
+  def whole(self, num: int) -> int:
+    """One of 0..num-1."""
+    return int(self.uniform(0, num))

@@ -15,7 +15,6 @@ a large one only the rows of the next steps travel (streaming). Both are a
 from __future__ import annotations
 
 from collections.abc import Iterator
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -24,6 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hwdarts_jax.data import order
+from hwdarts_jax.data.augment import Augment
+from hwdarts_jax.data.records import Images
 from hwdarts_jax.data.sources import Dataset
 
 Batch = dict[str, Any]
@@ -33,39 +34,15 @@ class Chunk(NamedTuple):
   """The data of K steps with B examples each.
 
   Attributes:
-    images: u8[N, H, W, C]; the whole set, or the K*B rows that are used.
-    labels: i32[N].
-    indices: i32[K, B], rows of `images` for each step.
+    images: u8[N, H, W, C]; the whole set, or the K*B rows that are used. Where
+      batches are ready, u8[K, B, H, W, C], split over B.
+    labels: i32[N], or i32[K, B].
+    indices: i32[K, B], rows of `images` for each step, or i32[K], batches.
   """
 
   images: jax.Array
   labels: jax.Array
-  indices: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Augment:
-  """Random changes of train images.
-
-  Attributes:
-    pad: pixels of black on every side before a random crop of the old size.
-    flip: whether to mirror left and right with probability 1/2.
-    cutout: side in pixels of the square that is zeroed after normalization;
-      its centre is uniform over the image and it is clipped at the borders
-      (DeVries & Taylor, 2017). 0 leaves it out.
-  """
-
-  pad: int = 0
-  flip: bool = False
-  cutout: int = 0
-
-  def __post_init__(self):
-    for field in ('pad', 'cutout'):
-      if getattr(self, field) < 0:
-        raise ValueError(
-          f'augment.{field} is {getattr(self, field)!r}; it must be a number '
-          'of pixels, at least 0.'
-        )
+  indices: jax.Array | np.ndarray
 
 
 def batch_indices(
@@ -86,8 +63,7 @@ def batch_indices(
     ValueError: `batch_size` or `step` is out of range.
   """
   _check_batch_size(batch_size, num_examples)
-  if step < 0:
-    raise ValueError(f'step is {step!r}; it must be at least 0.')
+  check_steps(step, 1)
   epoch, position = divmod(step, num_examples // batch_size)
   shuffled = _epoch_order(num_examples, seed, epoch)
   return shuffled[position * batch_size : (position + 1) * batch_size]
@@ -100,6 +76,25 @@ def _epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
   ).astype(np.int32)
   shuffled.setflags(write=False)  # batches are views of the cached array
   return shuffled
+
+
+def check_steps(step: int, num_steps: int) -> None:
+  """Raises ValueError if there are no such steps."""
+  if step < 0:
+    raise ValueError(f'step is {step!r}; it must be at least 0.')
+  if num_steps < 1:
+    raise ValueError(f'num_steps is {num_steps!r}; it must be at least 1.')
+
+
+def check_batch(
+  batch_size: int,
+  num_examples: int,
+  batch_sharding: jax.sharding.Sharding | None,
+) -> None:
+  """Raises ValueError if a batch does not fit the set or the devices."""
+  _check_batch_size(batch_size, num_examples)
+  if batch_sharding is not None:
+    _check_divides(batch_size, batch_sharding)
 
 
 def _check_batch_size(batch_size: int, num_examples: int) -> None:
@@ -148,13 +143,11 @@ class Feed:
     Raises:
       ValueError: an argument is out of range.
     """
-    _check_batch_size(batch_size, dataset.num_examples)
+    check_batch(batch_size, dataset.num_examples, batch_sharding)
     if resident not in ('auto', True, False):
       raise ValueError(
         f"resident is {resident!r}; it must be 'auto', True or False."
       )
-    if batch_sharding is not None:
-      _check_divides(batch_size, batch_sharding)
     self._dataset = dataset
     self._batch_size = batch_size
     self._seed = seed
@@ -177,8 +170,7 @@ class Feed:
     Raises:
       ValueError: `step` is negative or `num_steps` is not positive.
     """
-    if num_steps < 1:
-      raise ValueError(f'num_steps is {num_steps!r}; it must be at least 1.')
+    check_steps(step, num_steps)
     examples = np.stack(
       [
         batch_indices(
@@ -195,6 +187,9 @@ class Feed:
       _put(self._dataset.labels[examples.ravel()], self._replicated),
       _put(rows, self._batch_sharding),
     )
+
+  def close(self) -> None:
+    """Ends nothing: this feed has no workers."""
 
 
 def _check_divides(batch_size: int, sharding: jax.sharding.Sharding) -> None:
@@ -234,9 +229,9 @@ def make_batch(
   how it is spread over devices.
 
   Args:
-    images: u8[N, H, W, C].
-    labels: i32[N].
-    indices: i32[B], each in 0..N-1.
+    images: u8[N, H, W, C], or batches u8[K, B, H, W, C].
+    labels: i32[N], or i32[K, B].
+    indices: i32[B], each in 0..N-1; or i32[], in 0..K-1.
     rng: key of this step, or None for no augmentation.
     augment: what to vary.
     mean: C numbers in 0..1.
@@ -246,12 +241,13 @@ def make_batch(
   Returns:
     {'image': dtype[B, H, W, C], 'label': i32[B]}.
   """
-  # 'clip' since the default would fill rows out of range with a select.
+  # 'clip' since the default would fill rows out of range with a select. Of
+  # batches one is taken as it lies on the devices.
   x = jnp.take(images, indices, axis=0, mode='clip')
   label = jnp.take(labels, indices, axis=0, mode='clip')
   if rng is None or augment == Augment():
     return {'image': normalize(x, mean, std, dtype), 'label': label}
-  keys = jax.random.split(rng, indices.shape[0])
+  keys = jax.random.split(rng, x.shape[0])
   x = jax.vmap(functools.partial(_crop_and_flip, augment))(keys, x)
   x = normalize(x, mean, std, dtype)
   if augment.cutout:
@@ -317,7 +313,7 @@ def _cut_out(size: int, key: jax.Array, image: jax.Array) -> jax.Array:
   return jnp.where(inside[..., None], jnp.zeros((), image.dtype), image)
 
 
-def eval_batches(dataset: Dataset, batch_size: int) -> Iterator[Batch]:
+def eval_batches(dataset: Images, batch_size: int) -> Iterator[Batch]:
   """Yields a whole split in its order, in batches of one shape.
 
   Args:
@@ -333,9 +329,7 @@ def eval_batches(dataset: Dataset, batch_size: int) -> Iterator[Batch]:
   """
   if batch_size < 1:
     raise ValueError(f'batch_size is {batch_size!r}; it must be at least 1.')
-  for start in range(0, dataset.num_examples, batch_size):
-    image = dataset.images[start : start + batch_size]
-    label = dataset.labels[start : start + batch_size]
+  for image, label in dataset.blocks(batch_size):
     missing = batch_size - len(label)
     yield {
       'image': np.pad(image, ((0, missing), (0, 0), (0, 0), (0, 0))),

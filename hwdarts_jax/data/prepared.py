@@ -13,6 +13,13 @@ from etils import epath
 import numpy as np
 
 EMBEDDED = ('digits',)  # need no preparation
+# What `tfds build` cannot download by itself.
+_BY_HAND = {
+  'imagenet2012': (
+    'ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, which image-net.org '
+    'gives to those who register'
+  )
+}
 PIL_MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}  # by number of channels
 
 
@@ -38,10 +45,21 @@ def find_version(name: str, data_dir: str) -> epath.Path:
       f'data.name is {name!r}, which is not prepared in data.data_dir '
       f'{data_dir!r} (found there: {found}; embedded: '
       f'{", ".join(EMBEDDED)}); prepare it with `tfds build {name} '
-      f'--file_format=array_record --data_dir={data_dir}`.'
+      f'--file_format=array_record --data_dir={data_dir}`'
+      f'{_by_hand(base, data_dir)}.'
     )
   newest = max(versions, key=lambda v: [int(n) for n in v.split('.')])
   return epath.Path(data_dir) / base / newest
+
+
+def _by_hand(base: str, data_dir: str) -> str:
+  """What has to be downloaded by hand before a set can be prepared."""
+  if base not in _BY_HAND:
+    return ''
+  return (
+    f' (that command needs TensorFlow, which nothing else does, and '
+    f'before it {_BY_HAND[base]}, in {data_dir}/downloads/manual)'
+  )
 
 
 def _subdirectories(directory: epath.Path) -> list[epath.Path]:

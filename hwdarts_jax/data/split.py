@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from hwdarts_jax.data import order
-from hwdarts_jax.data.sources import Dataset
+from hwdarts_jax.data.records import Images
 
 
 def search_split(
-  dataset: Dataset, seed: int, fraction: float = 0.5
-) -> tuple[Dataset, Dataset]:
+  dataset: Images, seed: int, fraction: float = 0.5
+) -> tuple[Images, Images]:
   """Splits a train set into the parts of the inner and the outer problem.
 
   The same seed puts the examples in the same order whatever the fraction, so

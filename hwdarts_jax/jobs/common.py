@@ -17,8 +17,7 @@ import ml_collections
 import numpy as np
 
 from hwdarts_jax import spaces
-from hwdarts_jax.data import sources
-from hwdarts_jax.jobs import predictor_files
+from hwdarts_jax.jobs import feeding, predictor_files
 from hwdarts_jax.latency import cost
 from hwdarts_jax.latency import predictor as predictor_lib
 from hwdarts_jax.latency import table as table_lib
@@ -78,19 +77,8 @@ def _sizes(spec: NetworkSpec) -> dict[str, tuple[int, int]]:
   return {name: group.shape for name, group in spec.groups().items()}
 
 
-def load_data(data: Mapping[str, Any], split: str) -> sources.Dataset:
-  """Loads the split 'train' or 'test' of the section `config.data`.
-
-  Raises:
-    ValueError: the set cannot be loaded.
-  """
-  return sources.load(
-    data['name'], split, data['data_dir'], data['image_size'] or None
-  )
-
-
 def fit_search_spec(
-  config: ml_collections.ConfigDict, dataset: sources.Dataset
+  config: ml_collections.ConfigDict, dataset: feeding.Images
 ) -> None:
   """Fills in the fields of `config.space.search` that are 0, for the data."""
   search = config.space.search
@@ -100,7 +88,7 @@ def fit_search_spec(
 
 
 def trained_settings(
-  config: ml_collections.ConfigDict, role: str, dataset: sources.Dataset
+  config: ml_collections.ConfigDict, role: str, dataset: feeding.Images
 ) -> dict[str, Any]:
   """Settings of the space whose networks are trained in a role.
 
@@ -114,7 +102,7 @@ def trained_settings(
   return settings
 
 
-def _facts(dataset: sources.Dataset) -> dict[str, int]:
+def _facts(dataset: feeding.Images) -> dict[str, int]:
   """What a space must know of a data set."""
   height, _, channels = dataset.image_shape
   return {
@@ -126,7 +114,7 @@ def _facts(dataset: sources.Dataset) -> dict[str, int]:
   }
 
 
-def check_data(dataset: sources.Dataset, spec: NetworkSpec, role: str) -> None:
+def check_data(dataset: feeding.Images, spec: NetworkSpec, role: str) -> None:
   """Checks that a spec is made for a data set.
 
   Args:
@@ -151,24 +139,6 @@ def check_data(dataset: sources.Dataset, spec: NetworkSpec, role: str) -> None:
       f'--config.space.{role}.image_size={height} and '
       f'--config.space.{role}.image_channels={channels}, or resize with '
       '--config.data.image_size.'
-    )
-
-
-def residency(data: Mapping[str, Any]) -> bool | str:
-  """Where `config.data` wants the images: True, False or 'auto'.
-
-  The field is a text, so that is what the command line makes of true.
-  """
-  text = str(data['resident']).lower()
-  return {'true': True, 'false': False}.get(text, text)
-
-
-def check_fits(field: str, batch_size: int, dataset: sources.Dataset) -> None:
-  """Raises ValueError, naming `field`, if a batch is larger than the set."""
-  if batch_size > dataset.num_examples:
-    raise ValueError(
-      f'{field} is {batch_size}; it must be at most {dataset.num_examples}, '
-      f'the examples that are trained on.'
     )
 
 

@@ -16,7 +16,7 @@ import jax
 import ml_collections
 
 from hwdarts_jax import spaces
-from hwdarts_jax.jobs import common, describe_report, genotype_files
+from hwdarts_jax.jobs import common, describe_report, feeding, genotype_files
 from hwdarts_jax.jobs import settings as settings_lib
 from hwdarts_jax.latency import cost
 from hwdarts_jax.runtime import workdir as workdir_lib
@@ -77,7 +77,10 @@ def make(config: ml_collections.ConfigDict) -> Task:
     name, settings = config.space.name, config.space[role].to_dict()
   if role == 'search' and 0 in [*map(_number, settings.values())]:
     common.fit_search_spec(
-      config, common.load_data(config.data.to_dict(), 'train')
+      config,
+      feeding.load_data(
+        config.data.to_dict(), 'train', config.data.augment.to_dict()
+      ),
     )
     settings = config.space.search.to_dict()
   spec = spaces.make(name, **settings)

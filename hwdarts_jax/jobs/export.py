@@ -26,7 +26,7 @@ import numpy as np
 import tqdm
 
 from hwdarts_jax.data import pipeline, sources
-from hwdarts_jax.jobs import common, export_measure, export_report
+from hwdarts_jax.jobs import common, export_measure, export_report, feeding
 from hwdarts_jax.jobs import loop as loop_lib
 from hwdarts_jax.jobs import retrain as retrain_job
 from hwdarts_jax.jobs import settings as settings_lib
@@ -269,10 +269,10 @@ def _export(task: Task, path: epath.Path) -> dict[str, Any]:
   return record
 
 
-def _draw(dataset: sources.Dataset, count: int) -> sources.Dataset:
+def _draw(dataset: feeding.Images, count: int) -> sources.Dataset:
   """Some images of a set, always the same; all of them if `count` is 0."""
   order = np.random.default_rng(_SEED).permutation(dataset.num_examples)
-  return dataset.take(order[: count or None])
+  return dataset.take(order[: count or None]).in_memory()
 
 
 def _normalized(dataset: sources.Dataset) -> np.ndarray:

@@ -24,10 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from hwdarts_jax.data import pipeline
+from hwdarts_jax.jobs import feeding
 from hwdarts_jax.runtime import metrics as metrics_lib
 from hwdarts_jax.runtime import workdir as workdir_lib
 from hwdarts_jax.runtime.checkpoints import Checkpoints
 
+_AHEAD = 8  # calls that may be in flight
 State = Any
 Row = dict[str, Any]
 
@@ -94,7 +96,7 @@ class Loop:
   name: str
   schedule: Schedule
   compile: Callable[..., Callable[..., tuple[State, Any]]]
-  feeds: Sequence[pipeline.Feed]
+  feeds: Sequence[feeding.Feed]
   on_row: Callable[[State, int, Row], Mapping[str, Any]]
   shown: tuple[str, ...]
   advice: str
@@ -137,9 +139,13 @@ class Loop:
         done = start >= schedule.num_steps or self._has_ended(path, start)
         step = start
         if not done:
-          state, step, done = self._steps(
-            state, start, pending, checkpoints, writer, stop
-          )
+          try:
+            state, step, done = self._steps(
+              state, start, pending, checkpoints, writer, stop
+            )
+          finally:
+            for feed in self.feeds:
+              feed.close()
     if not done:
       print(
         f'Stopped at step {step} of {schedule.num_steps}; the same command '
@@ -163,6 +169,9 @@ class Loop:
         state, metrics = compiled(state, *(f(step, size) for f in self.feeds))
         calls.append((step, metrics))
         step += size
+        if len(calls) > _AHEAD:
+          # Or the data of all steps up to the next row would wait on devices.
+          jax.block_until_ready(calls[-_AHEAD][1])
         if step % schedule.log_every_steps:
           continue
         pending += self._fetch(calls, checkpoints)

@@ -19,8 +19,9 @@ import ml_collections
 import optax
 
 from hwdarts_jax import spaces
-from hwdarts_jax.data import pipeline, sources
-from hwdarts_jax.jobs import common, genotype_files, inherited, summary
+from hwdarts_jax.data import pipeline
+from hwdarts_jax.data.augment import Augment
+from hwdarts_jax.jobs import common, feeding, genotype_files, inherited, summary
 from hwdarts_jax.jobs import loop as loop_lib
 from hwdarts_jax.jobs import settings as settings_lib
 from hwdarts_jax.models import network as network_lib
@@ -81,8 +82,8 @@ class Training:
   network: network_lib.Network
   optimizer: optax.GradientTransformation
   learning_rate: optax.Schedule
-  train: sources.Dataset
-  test: sources.Dataset
+  train: feeding.Images
+  test: feeding.Images
   mesh: jax.sharding.Mesh
   schedule: loop_lib.Schedule
 
@@ -119,7 +120,11 @@ def make(config: ml_collections.ConfigDict) -> Training:
   # First: a typo need not wait for the data.
   make_latency = common.load_latency(config.latency)
   train, test = (
-    common.load_data(config.data.to_dict(), split)
+    feeding.load_data(
+      config.data.to_dict(),
+      split,
+      settings.augment.to_dict() if split == 'train' else None,
+    )
     for split in ('train', 'test')
   )
   common.fit_search_spec(config, train)
@@ -144,7 +149,7 @@ def make(config: ml_collections.ConfigDict) -> Training:
     mesh.size,
     'retrain.batch_size',
   )
-  common.check_fits('retrain.batch_size', settings.batch_size, train)
+  feeding.check_fits('retrain.batch_size', settings.batch_size, train)
   steps_per_epoch = train.num_examples // settings.batch_size
   schedule = loop_lib.Schedule(
     settings.num_epochs * steps_per_epoch,
@@ -178,14 +183,13 @@ def _train(training: Training, path: epath.Path) -> bool:
   settings = training.config.retrain
   replicated = sharding.replicated(training.mesh)
   state = jax.device_put(init_state(training), replicated)
-  feed = pipeline.Feed(
+  feed = feeding.make_feed(
     training.train,
+    training.config.data,
+    Augment(**settings.augment.to_dict()),
     settings.batch_size,
     training.config.seed,
-    resident=common.residency(training.config.data),
-    max_resident_mb=training.config.data.max_resident_mb,
-    replicated=replicated,
-    batch_sharding=sharding.batched(training.mesh, axis=1),
+    training.mesh,
   )
   loop = loop_lib.Loop(
     name='retrain',
@@ -257,7 +261,7 @@ def _one_step(training: Training, state: TrainState, chunk, indices):
     chunk.labels,
     indices,
     data_rng,
-    pipeline.Augment(**settings.augment.to_dict()),
+    Augment(**settings.augment.to_dict()),
     training.train.mean,
     training.train.std,
     training.network.context.dtype,

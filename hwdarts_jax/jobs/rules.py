@@ -68,6 +68,7 @@ ABOVE_ONE = Rule('a finite number, above 1', lambda v: is_number(v) and v > 1)
 SHARE = Rule(
   'a number above 0, at most 1', lambda v: is_number(v) and 0 < v <= 1
 )
+UP_TO_ONE = Rule('a number from 0 to 1', lambda v: is_number(v) and 0 <= v <= 1)
 BELOW_ONE = Rule(
   'a number, at least 0 and below 1', lambda v: is_number(v) and 0 <= v < 1
 )

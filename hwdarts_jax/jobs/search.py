@@ -19,12 +19,14 @@ import numpy as np
 
 from hwdarts_jax.bilevel import dual, exploration
 from hwdarts_jax.bilevel import update as update_lib
-from hwdarts_jax.data import pipeline, sources
+from hwdarts_jax.data import pipeline
+from hwdarts_jax.data.augment import Augment
 from hwdarts_jax.data.split import search_split
 from hwdarts_jax.jobs import (
   accuracy,
   common,
   diagnose,
+  feeding,
   memory,
   selection,
   summary,
@@ -66,10 +68,10 @@ class Search:
   latency: common.LatencyModel
   bounds: tuple[bounds_lib.Bound, ...]
   problem: update_lib.Problem
-  train: sources.Dataset
-  val: sources.Dataset
+  train: feeding.Images
+  val: feeding.Images
   mesh: jax.sharding.Mesh
-  augment: pipeline.Augment
+  augment: Augment
   schedule: loop_lib.Schedule
 
   def hashes(self) -> dict[str, str]:
@@ -124,7 +126,10 @@ def make(config: ml_collections.ConfigDict) -> Search:
   config.network.evaluation = fused.resolve(config.network.evaluation)
   # First: a typo need not wait for the data.
   make_latency = common.load_latency(config.latency)
-  dataset = common.load_data(config.data.to_dict(), 'train')
+  augment = Augment(**common.section(config, 'data', 'augment'))
+  dataset = feeding.load_data(
+    config.data.to_dict(), 'train', config.data.augment.to_dict()
+  )
   common.fit_search_spec(config, dataset)
   specs = common.make_specs(config.space.to_dict())
   common.check_data(dataset, specs.search, 'search')
@@ -139,7 +144,7 @@ def make(config: ml_collections.ConfigDict) -> Search:
   )
   train, val = search_split(dataset, config.data.split_seed)
   smaller = min(train, val, key=lambda half: half.num_examples)
-  common.check_fits('search.batch_size', settings.batch_size, smaller)
+  feeding.check_fits('search.batch_size', settings.batch_size, smaller)
   if settings.eval_every_steps % settings.log_every_steps:
     raise ValueError(
       f'search.eval_every_steps is {settings.eval_every_steps}; it must be 0 '
@@ -150,7 +155,6 @@ def make(config: ml_collections.ConfigDict) -> Search:
     common.section(config, 'objective'), specs.deploy, latency
   )
   problem = _make_problem(config, specs, latency, bounds)
-  augment = pipeline.Augment(**common.section(config, 'data', 'augment'))
   schedule = loop_lib.Schedule(
     settings.num_steps,
     settings.log_every_steps,
@@ -244,18 +248,17 @@ def _search(search: Search, path: epath.Path) -> bool:
   return done
 
 
-def feeds(search: Search) -> list[pipeline.Feed]:
+def feeds(search: Search) -> list[feeding.Feed]:
   """The data of both levels."""
   # Two seeds, or the halves would be walked in step.
   return [
-    pipeline.Feed(
+    feeding.make_feed(
       half,
+      search.config.data,
+      search.augment,
       search.config.search.batch_size,
       2 * search.config.seed + i,
-      resident=common.residency(search.config.data),
-      max_resident_mb=search.config.data.max_resident_mb,
-      replicated=sharding.replicated(search.mesh),
-      batch_sharding=sharding.batched(search.mesh, axis=1),
+      search.mesh,
     )
     for i, half in enumerate((search.train, search.val))
   ]
@@ -263,8 +266,8 @@ def feeds(search: Search) -> list[pipeline.Feed]:
 
 def jitted_step(
   problem,
-  train: sources.Dataset,
-  augment: pipeline.Augment,
+  train: feeding.Images,
+  augment: Augment,
   mesh: jax.sharding.Mesh,
   dtype: Any,
   advance=update_lib.bilevel_update,

@@ -19,7 +19,7 @@ from hwdarts_jax.bilevel import (
   regularizers,
   relax,
 )
-from hwdarts_jax.jobs import rules, selection
+from hwdarts_jax.jobs import feeding, rules, selection
 from hwdarts_jax.latency import budgets
 from hwdarts_jax.models import fused
 from hwdarts_jax.runtime import optimizers
@@ -29,7 +29,17 @@ _DESCRIBE = {
   'search_workdir': rules.TEXT,
   'genotype': rules.TEXT,
 }
-_AUGMENT = {'pad': rules.whole(0), 'flip': rules.FLAG, 'cutout': rules.whole(0)}
+_AUGMENT = {
+  'pad': rules.whole(0),
+  'flip': rules.FLAG,
+  'cutout': rules.whole(0),
+  'crop_area': rules.UP_TO_ONE,
+  'colour': rules.BELOW_ONE,
+  'rand_ops': rules.whole(0),
+  'rand_magnitude': rules.Rule(
+    'a number from 0 to 10', lambda v: rules.is_number(v) and 0 <= v <= 10
+  ),
+}
 _FIELDS: dict[str, dict[str, rules.Rule]] = {
   '': {
     'source': rules.TEXT,
@@ -71,9 +81,14 @@ _FIELDS: dict[str, dict[str, rules.Rule]] = {
     'image_size': rules.whole(0),
     'split_seed': rules.SEED,
     'resident': rules.Rule(
-      "'auto', true or false",
-      lambda v: str(v).lower() in ('auto', 'true', 'false'),
+      "'auto', true, false or 'disk'",
+      lambda v: str(v).lower() in ('auto', 'true', 'false', feeding.DISK),
     ),
+    'workers': rules.Rule(
+      "'auto' or a whole number, at least 0",
+      lambda v: v == 'auto' or str(v).isdecimal(),
+    ),
+    'eval_crop': rules.SHARE,
     'max_resident_mb': rules.NOT_NEGATIVE,
     'augment': rules.SECTION,
   },
