@@ -6,6 +6,7 @@ factory's arguments and a typo is an error.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
@@ -119,6 +120,18 @@ def _convert(name: str, text: str, default: Any) -> Any:
       f'config argument {name} is {text!r}; it must be of type '
       f'{type(default).__name__}.'
     ) from e
+
+
+def sweep_seed() -> Iterator[dict[str, Any]]:
+  """Points of launch/sweep.py: what to set in the config for each."""
+  for seed in range(3):
+    yield {'seed': seed}
+
+
+def sweep_multiplier() -> Iterator[dict[str, Any]]:
+  """Weights of latency, from none to one that leaves few convolutions."""
+  for multiplier in (0.0, 0.001, 0.003, 0.01, 0.03):
+    yield {'objective.multiplier': multiplier}
 
 
 def search_config(

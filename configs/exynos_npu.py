@@ -21,3 +21,9 @@ def get_config(arg=None):
     'adb:upload=benchmark_model,delegate=nnapi,accelerator=eden-drv',
     'int8',
   )
+
+
+def sweep_target():
+  """Milliseconds, from fast to slow cells of NAS-Bench-201."""
+  for target_ms in (1.6, 2.0, 2.5, 3.0, 3.5):
+    yield {'objective.target_ms': target_ms}

@@ -15,3 +15,9 @@ from configs import common
 def get_config(arg=None):
   """Returns the config; `arg` is space=..., dataset=..., runlocal."""
   return common.search_config('configs/host_cpu.py', 'host_cpu', arg)
+
+
+def sweep_target():
+  """Milliseconds, from fast to slow cells of NAS-Bench-201."""
+  for target_ms in (0.3, 0.6, 0.9, 1.3, 2.0):
+    yield {'objective.target_ms': target_ms}

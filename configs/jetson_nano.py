@@ -17,3 +17,9 @@ def get_config(arg=None):
     'trtexec:host=nano@jetson',
     'float16',
   )
+
+
+def sweep_target():
+  """Milliseconds, from fast to slow cells of NAS-Bench-201."""
+  for target_ms in (3.5, 4.3, 5.2, 6.0):
+    yield {'objective.target_ms': target_ms}

@@ -18,3 +18,9 @@ def get_config(arg=None):
     'openvino:target=MYRIAD,host=pi@raspberrypi',
     'float16',
   )
+
+
+def sweep_target():
+  """Milliseconds, from fast to slow cells of NAS-Bench-201."""
+  for target_ms in (2.5, 3.2, 3.8, 4.6, 5.5):
+    yield {'objective.target_ms': target_ms}

@@ -15,3 +15,9 @@ def get_config(arg=None):
   return common.search_config(
     'configs/pixel4.py', 'pixel4_cpu', arg, 'adb:upload=benchmark_model'
   )
+
+
+def sweep_target():
+  """Milliseconds, from fast to slow cells of NAS-Bench-201."""
+  for target_ms in (4.0, 6.0, 8.0, 11.0, 15.0):
+    yield {'objective.target_ms': target_ms}

@@ -16,3 +16,9 @@ def get_config(arg=None):
     arg,
     'ssh:host=pi@raspberrypi',
   )
+
+
+def sweep_target():
+  """Milliseconds, from fast to slow cells of NAS-Bench-201."""
+  for target_ms in (10.0, 18.0, 26.0, 38.0, 50.0):
+    yield {'objective.target_ms': target_ms}

@@ -50,3 +50,9 @@ def get_config(arg=None):
       inner = inner[section]
     inner[field] = 1
   return config
+
+
+def sweep_multiplier():
+  """In place of that of all configs."""
+  for multiplier in (0.0, 5.0):
+    yield {'objective.multiplier': multiplier}
