@@ -31,6 +31,12 @@ _WORKDIR = flags.DEFINE_string(
   'Folder of the run; the same folder resumes. By default a folder in runs/ '
   'named after the config, the job and a hash of the settings.',
 )
+_COMPARE = flags.DEFINE_list(
+  'compare',
+  [],
+  'Of --config.job=report: workdirs, or folders of workdirs, whose '
+  'architectures are shown beside those of --workdir; separated by commas.',
+)
 flags.DEFINE_bool(
   'multihost',
   False,
@@ -44,6 +50,7 @@ JOBS = (
   'export',
   'pareto',
   'predictor',
+  'report',
   'retrain',
   'search',
 )
@@ -79,9 +86,24 @@ def main(argv: list[str]) -> None:
   if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
     cache = str(pathlib.Path(_CACHE).expanduser())
     jax.config.update('jax_compilation_cache_dir', cache)
-  workdir = _WORKDIR.value or default_workdir(config)
   job = importlib.import_module(f'hwdarts_jax.jobs.{config.job}')
-  job.run(config, workdir)
+  if config.job == 'report':
+    job.run(config, _existing(), _COMPARE.value)
+    return
+  if _COMPARE.value:
+    raise ValueError(
+      f'--compare is {_COMPARE.value}; only --config.job=report takes it.'
+    )
+  job.run(config, _WORKDIR.value or default_workdir(config))
+
+
+def _existing() -> str:
+  """The workdir that a report is made of."""
+  if not _WORKDIR.value:
+    raise ValueError(
+      '--workdir is missing: --config.job=report shows what is in one.'
+    )
+  return _WORKDIR.value
 
 
 if __name__ == '__main__':

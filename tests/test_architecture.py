@@ -151,6 +151,7 @@ def test_every_declared_package_data_pattern_is_a_path_of_ours():
   data = {
     p
     for p in PACKAGE.rglob('*')
-    if p.is_file() and p.suffix in ('.npz', '.json', '.md')
+    if p.is_file()
+    and p.suffix in ('.npz', '.json', '.md', '.j2', '.css', '.js')
   }
   assert data <= kept, 'files that a wheel would not hold'

@@ -31,8 +31,6 @@ DTYPES = {
   'bfloat16': jnp.bfloat16,
   'float64': jnp.float64,
 }
-
-
 _LARGE_IMAGE = 96  # pixels
 
 
@@ -177,12 +175,14 @@ class LatencyModel:
     card: JSON-able facts of the fit, held-out errors included.
     device: its name.
     source: what it was made from, and the hash of that, for reports.
+    held_out: networks that the fit has not seen, if it was made just now.
   """
 
   predict: Callable[[Mapping[str, Any]], jax.Array]
   card: dict[str, Any]
   device: str
   source: dict[str, str]
+  held_out: predictor_lib.HeldOut | None = None
 
   def of(self, spec: NetworkSpec, genotype: Genotype) -> float:
     """Predicted ms of an architecture."""
@@ -266,7 +266,7 @@ def make_latency_model(
   fit = fit_networks(deploy, gates, measured, sum_of_entries(table, deploy))
   source = {'latency_table': name, 'latency_table_hash': table.table_hash()}
   model = predictor_of(deploy, fit.variables)
-  return LatencyModel(model, fit.card, table.device, source)
+  return LatencyModel(model, fit.card, table.device, source, fit.held_out)
 
 
 def sum_of_entries(

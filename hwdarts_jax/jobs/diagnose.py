@@ -136,37 +136,55 @@ class Diagnosis:
 
   def _judge(self, rows: Sequence[Row]) -> Row:
     """Warns of what the rows show; returns what ends the search."""
-    settings, last = self._settings, rows[-1]
-    steps = max(self._search.config.search.num_steps // 10, 1)
-    ways_out = _WAYS_OUT.replace('{steps}', str(steps))
-    first = next(r['skip_mass'] for r in rows if 'skip_mass' in r)
-    if last['skip_mass'] > settings.skip_factor * first > 0:
-      self._warn(
-        'skip',
-        f'At step {last["step"]} ops that copy their input have '
-        f'{100 * last["skip_mass"]:.0f} % of the mass, at first '
-        f'{100 * first:.0f} %: the search may be collapsing. {ways_out}.',
-      )
-    if _EIGENVALUE not in last:
-      return {}
-    found = _growth(self._search.config, rows)
-    if found is None:
-      return {}
-    before, at = found
-    self._warn(
-      'eigenvalue',
-      f'At step {at} the top eigenvalue of the Hessian has grown by more than '
-      f'{settings.eigenvalue_factor:g} times: architectures found from here on '
-      f'tend to be worse. {ways_out}, or --config.diagnostics.early_stop=true, '
-      f'which returns the alphas of step {before}.',
-    )
-    return {_STOP: before} if settings.early_stop else {}
+    config = self._search.config
+    for kind, message in complaints(config, rows).items():
+      self._warn(kind, message)
+    found = _growth(config, rows) if _EIGENVALUE in rows[-1] else None
+    stops = found is not None and config.diagnostics.early_stop
+    return {_STOP: found[0]} if found and stops else {}
 
   def _warn(self, kind: str, message: str) -> None:
     """Prints a warning, once of each kind."""
     if kind not in self._warned and jax.process_index() == 0:
       print(f'\nWarning: {message}', flush=True)
     self._warned.add(kind)
+
+
+def complaints(config: Any, rows: Sequence[Row]) -> dict[str, str]:
+  """What is wrong with a search at its last row, by kind of complaint.
+
+  Args:
+    config: of the search.
+    rows: of its metrics so far.
+  """
+  settings, last, found = config.diagnostics, rows[-1], {}
+  steps = max(config.search.num_steps // 10, 1)
+  ways_out = _WAYS_OUT.replace('{steps}', str(steps))
+  first = next((r['skip_mass'] for r in rows if 'skip_mass' in r), 0.0)
+  if last.get('skip_mass', 0.0) > settings.skip_factor * first > 0:
+    found['skip'] = (
+      f'At step {last["step"]} ops that copy their input have '
+      f'{100 * last["skip_mass"]:.0f} % of the mass, at first '
+      f'{100 * first:.0f} %: the search may be collapsing. {ways_out}.'
+    )
+  growth = _growth(config, rows) if _EIGENVALUE in last else None
+  if growth is not None:
+    before, at = growth
+    found['eigenvalue'] = (
+      f'At step {at} the top eigenvalue of the Hessian has grown by more than '
+      f'{settings.eigenvalue_factor:g} times: architectures found from here on '
+      f'tend to be worse. {ways_out}, or --config.diagnostics.early_stop=true, '
+      f'which returns the alphas of step {before}.'
+    )
+  return found
+
+
+def all_complaints(config: Any, rows: Sequence[Row]) -> dict[str, str]:
+  """What a search warned of on its way, each kind once."""
+  found: dict[str, str] = {}
+  for end in range(1, len(rows) + 1):
+    found = complaints(config, rows[:end]) | found
+  return found
 
 
 def has_stopped(row: Mapping[str, Any]) -> bool:

@@ -246,20 +246,37 @@ def export_command(path: epath.Path) -> str:
   return _next_command(path, 'export', 'export.retrain_workdir')
 
 
-def _next_command(path: epath.Path, job: str, field: str) -> str:
+def retrain_member_command(path: epath.Path) -> str:
+  """The command that trains the first member of a population."""
+  member = path / 'members' / '00.json'
+  return _next_command(path, 'retrain', 'retrain.genotype', member)
+
+
+def evaluate_command(path: epath.Path) -> str:
+  """The command that looks up what a search found."""
+  return _next_command(path, 'evaluate', 'evaluate.search_workdir')
+
+
+def _next_command(
+  path: epath.Path, job: str, field: str, value: epath.Path | None = None
+) -> str:
+  """The command of a job on what is in a workdir, or on a file of it."""
   config = json.loads((path / 'config.json').read_text())['config']
   flags = {'config': config['source']}
-  flags |= {f'config.{k}': v for k, v in _overrides(config).items()}
-  flags |= {'config.job': job, f'config.{field}': str(path)}
-  # The interpreter of a virtual environment here need not be on the path.
-  python = os.path.relpath(sys.executable)
-  words = ['python' if python.startswith('..') else python]
-  words += ['-m', 'hwdarts_jax.main']
+  flags |= {f'config.{k}': v for k, v in overrides(config).items()}
+  flags |= {'config.job': job, f'config.{field}': str(value or path)}
+  words = [interpreter(), '-m', 'hwdarts_jax.main']
   words += [f'--{name}={value}' for name, value in flags.items()]
   return shlex.join(words)
 
 
-def _overrides(config: dict[str, Any]) -> dict[str, Any]:
+def interpreter() -> str:
+  """The interpreter, which in a virtual environment need not be on the path."""
+  python = os.path.relpath(sys.executable)
+  return 'python' if python.startswith('..') else python
+
+
+def overrides(config: dict[str, Any]) -> dict[str, Any]:
   """What the command line changed in the config file, by dotted name.
 
   Nothing where the file cannot be read any more. Zeros of the search spec are

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -40,6 +40,18 @@ _MIN_AIMED = 200
 _AIM_PRICE = 0.1
 
 
+class HeldOut(NamedTuple):
+  """Networks that a fit has not seen.
+
+  Attributes:
+    measured_ms: f[N].
+    predicted_ms: f[N].
+  """
+
+  measured_ms: np.ndarray
+  predicted_ms: np.ndarray
+
+
 @dataclasses.dataclass(frozen=True)
 class Fit:
   """A fitted predictor and what is known of its quality.
@@ -47,10 +59,12 @@ class Fit:
   Attributes:
     variables: of `LatencyPredictor`.
     card: JSON-able facts: rows, semantics, held-out errors.
+    held_out: the networks that these errors are of, None if there are none.
   """
 
   variables: Any
   card: dict[str, Any]
+  held_out: HeldOut | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,9 +169,10 @@ def fit(
   test, train = order[:num_test], order[num_test:][:_MAX_ROWS]
   part, ms = _take(one_hot, train), latency_ms[train]
   corner, noise = _fit_corner(spec, part, ms, prior, seed)
-  report = None
+  report = rows = None
   if num_test:
-    report = quality(corner(_take(one_hot, test)), latency_ms[test])
+    rows = HeldOut(latency_ms[test], corner(_take(one_hot, test)))
+    report = quality(rows.predicted_ms, rows.measured_ms)
   card = {
     'model': 'Gaussian process over ops, pairs and the graph of live ops',
     'semantics': corner.semantics,
@@ -171,7 +186,7 @@ def fit(
     'measured_ms': [float(latency_ms.min()), float(latency_ms.max())],
     'held_out': report,
   }
-  return Fit(_variables(corner), card)
+  return Fit(_variables(corner), card, rows)
 
 
 def _fit_corner(spec, one_hot, ms, prior, seed) -> tuple[_Corner, float]:

@@ -30,6 +30,7 @@ from hwdarts_jax.latency.fit import (
   Fit,
   fit,
   from_table,
+  HeldOut,
   MIN_NETWORKS,
   MIN_WITH_PRIOR,
 )
@@ -45,6 +46,7 @@ __all__ = (
   'fit',
   'Fit',
   'from_table',
+  'HeldOut',
   'is_enumerable',
   'LatencyPredictor',
   'MIN_NETWORKS',

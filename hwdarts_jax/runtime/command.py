@@ -10,6 +10,8 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
+_REPORT_CONFIG = pathlib.Path(__file__).parents[1] / 'report' / 'config.py'
+
 
 def run(main: Callable[[list[str]], None]) -> NoReturn:
   """Runs a program; errors that a user can mend end it by `fail`."""
@@ -28,6 +30,7 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
 def parse_flags(argv: list[str]) -> list[str]:
   """Parses flags; errors get the same form as all others."""
   try:
+    argv = _with_config(argv)
     _check_config_file(argv)
     return flags.FLAGS(argv)
   except (flags.Error, ValueError, AttributeError, KeyError, TypeError) as e:
@@ -39,6 +42,14 @@ def fail(error: BaseException) -> NoReturn:
   print(f'\nError: {_message(error)}', file=sys.stderr)
   logging.debug('', exc_info=error)
   sys.exit(2)
+
+
+def _with_config(argv: list[str]) -> list[str]:
+  """The arguments, with a config for a report, which needs none of its own."""
+  names = [arg.lstrip('-').partition('=')[0] for arg in argv[1:]]
+  if '--config.job=report' not in argv or 'config' in names:
+    return argv
+  return [argv[0], f'--config={_REPORT_CONFIG}', *argv[1:]]
 
 
 def _check_config_file(argv: list[str]) -> None:

@@ -1,0 +1,95 @@
+"""Job `report`: one page that shows what a run found, and how.
+
+``--config.job=report --workdir=W [--compare=W2,W3]`` reads the workdir of a
+search, a population, a training or an export, and what belongs to it, and
+writes report.html and figures/ (PNG and SVG) into it. The page needs no
+network. Nothing is trained; the same inputs give the same page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from etils import epath
+import jax
+import ml_collections
+
+from hwdarts_jax.jobs import (
+  report_architecture,
+  report_checks,
+  report_front,
+  report_read,
+  report_sections,
+)
+from hwdarts_jax.report import figures, page
+from hwdarts_jax.runtime import workdir as workdir_lib
+
+PAGE = 'report.html'
+FIGURES = 'figures'
+
+
+def run(
+  config: ml_collections.ConfigDict, workdir: str, compare: Sequence[str] = ()
+) -> None:
+  """Writes the report; prints where it is.
+
+  Args:
+    config: of any kind: what is shown is the config of the workdir.
+    workdir: of a run.
+    compare: workdirs of further runs, for the front.
+
+  Raises:
+    UserError: a folder is no workdir, or is damaged.
+  """
+  del config
+  own = report_read.read(workdir)
+  with workdir_lib.lock(own.path):
+    content = collect(own, report_front.compared(compare))
+    if jax.process_index() == 0:
+      html = page.render(content)
+      drawn = figures.write(content, own.path / FIGURES)
+      workdir_lib.write_text_atomic(own.path / PAGE, html)
+      print(f'{_told(own.path, content)}\nPictures for papers: {drawn}')
+
+
+def collect(
+  own: report_read.Run, others: Sequence[report_read.Run] = ()
+) -> report_sections.Content:
+  """All that the page of a run shows, as JSON.
+
+  Args:
+    own: the run.
+    others: that it is compared with.
+  """
+  family = report_read.family(own, others)
+  families = [family, *map(report_read.family, others)]
+  try:
+    about = report_architecture.subject(family)
+    if about is None:
+      return report_sections.unfinished(own, family)
+    known = report_architecture.latency(about)
+    source = family.get('pareto', family.get('search'))
+    rows = source.rows if source is not None else []
+    architectures = [
+      report_architecture.architecture(about, i, known, rows)
+      for i in range(len(about.found))
+    ]
+    return report_sections.content(
+      own,
+      family,
+      about,
+      known,
+      architectures,
+      report_front.of(families, about),
+      report_checks.warnings(family, known, architectures),
+    )
+  except (KeyError, TypeError, AttributeError, IndexError, ValueError) as e:
+    raise workdir_lib.UserError(
+      f'{own.path}, or a run that belongs to it, has a record that cannot be '
+      f'read ({type(e).__name__}: {e}): it may be of another version.'
+    ) from e
+
+
+def _told(path: epath.Path, content: report_sections.Content) -> str:
+  lines = ['', content['headline'], *(f'  ! {w}' for w in content['warnings'])]
+  return '\n'.join([*lines, f'The report is {path / PAGE}: open it anywhere.'])

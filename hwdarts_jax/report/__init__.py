@@ -1,0 +1,1 @@
+"""The page `report.html`: what it shows of a run, and how it is made."""
