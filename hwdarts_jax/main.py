@@ -6,6 +6,7 @@ and exit code 2.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import json
@@ -16,7 +17,7 @@ from absl import flags, logging
 import jax
 from ml_collections import config_flags
 
-from hwdarts_jax.runtime import command
+from hwdarts_jax.runtime import command, distributed
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -37,10 +38,34 @@ _COMPARE = flags.DEFINE_list(
   'Of --config.job=report: workdirs, or folders of workdirs, whose '
   'architectures are shown beside those of --workdir; separated by commas.',
 )
-flags.DEFINE_bool(
+_MULTIHOST = flags.DEFINE_bool(
   'multihost',
   False,
-  'Connect the processes of a pod or cluster (jax.distributed.initialize).',
+  'Connect the processes of a pod or cluster: the same command on every host '
+  'is one run.',
+)
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator_address',
+  '',
+  'host:port of process 0. Only with --multihost, where JAX does not find the '
+  'processes itself.',
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', -1, 'How many there are; see --coordinator_address.'
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  'process_id', -1, 'Which one this is, from 0; see --coordinator_address.'
+)
+_CONNECT_TIMEOUT = flags.DEFINE_integer(
+  'connect_timeout_s',
+  300,
+  'Seconds in which all processes of --multihost must have started.',
+)
+_PEER_TIMEOUT = flags.DEFINE_integer(
+  'peer_timeout_s',
+  100,
+  'Seconds after which a silent process of --multihost counts as lost, and the '
+  'run ends.',
 )
 
 # The modules of `hwdarts_jax.jobs` that have `run`.
@@ -54,6 +79,8 @@ JOBS = (
   'retrain',
   'search',
 )
+# Those that use the devices of many hosts.
+_MULTIHOST_JOBS = ('pareto', 'retrain', 'search')
 _CACHE = '~/.cache/hwdarts_jax/xla'
 
 
@@ -81,12 +108,11 @@ def main(argv: list[str]) -> None:
     )
   if config.job not in JOBS:
     raise ValueError(f'config.job is {config.job!r}; known are {list(JOBS)}.')
-  if flags.FLAGS.multihost:
-    jax.distributed.initialize()
   if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
     cache = str(pathlib.Path(_CACHE).expanduser())
     jax.config.update('jax_compilation_cache_dir', cache)
   job = importlib.import_module(f'hwdarts_jax.jobs.{config.job}')
+  processes = _processes(config.job)
   if config.job == 'report':
     job.run(config, _existing(), _COMPARE.value)
     return
@@ -94,7 +120,13 @@ def main(argv: list[str]) -> None:
     raise ValueError(
       f'--compare is {_COMPARE.value}; only --config.job=report takes it.'
     )
-  job.run(config, _WORKDIR.value or default_workdir(config))
+  workdir = _WORKDIR.value or default_workdir(config)
+  if processes is None:
+    job.run(config, workdir)
+  else:
+    distributed.run(
+      processes, functools.partial(_run_job, job, config, workdir)
+    )
 
 
 def _existing() -> str:
@@ -104,6 +136,39 @@ def _existing() -> str:
       '--workdir is missing: --config.job=report shows what is in one.'
     )
   return _WORKDIR.value
+
+
+def _processes(job: str) -> distributed.Settings | None:
+  """How the processes of this run meet; None if there is only this one.
+
+  Raises:
+    ValueError: a flag does not go with the others, or with the job.
+  """
+  settings = distributed.Settings(
+    _COORDINATOR.value,
+    _NUM_PROCESSES.value,
+    _PROCESS_ID.value,
+    _CONNECT_TIMEOUT.value,
+    _PEER_TIMEOUT.value,
+  )
+  if _MULTIHOST.value and job not in _MULTIHOST_JOBS:
+    raise ValueError(
+      f'job {job} runs in one process; leave out --multihost, which is for '
+      f'{list(_MULTIHOST_JOBS)}.'
+    )
+  for name, default in distributed.Settings()._asdict().items():
+    if not _MULTIHOST.value and getattr(settings, name) != default:
+      raise ValueError(
+        f'--{name} is {getattr(settings, name)!r}, which means something only '
+        'with --multihost.'
+      )
+  return settings if _MULTIHOST.value else None
+
+
+def _run_job(job, config, workdir: str) -> None:
+  """What each of many processes does."""
+  distributed.check_same_settings({'config': config.to_dict(), 'to': workdir})
+  job.run(config, workdir)
 
 
 if __name__ == '__main__':

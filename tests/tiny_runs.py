@@ -96,17 +96,23 @@ class Nursery:
     self._process.stdin.flush()
     return int(self._process.stdout.readline())
 
-  def start(self, *args: str, module: str = _MAIN) -> Run:
+  def start(self, *args: str, module: str = _MAIN, cwd=ROOT, **env: str) -> Run:
     """Starts `python -m` of a module with `args`, in the repository."""
     self._count += 1
     streams = [self._folder / f'{self._count}.{n}' for n in ('out', 'err')]
-    question = {'module': module, 'args': args, 'streams': [*map(str, streams)]}
+    question = {
+      'module': module,
+      'args': args,
+      'streams': [*map(str, streams)],
+      'cwd': str(cwd),
+      'env': env,
+    }
     pid = self.ask(question)
     return Run(self, pid, streams)
 
-  def run(self, *args: str, module: str = _MAIN) -> Result:
+  def run(self, *args: str, module: str = _MAIN, **env: str) -> Result:
     """`start` and `Run.wait`."""
-    return self.start(*args, module=module).wait()
+    return self.start(*args, module=module, **env).wait()
 
   def close(self) -> None:
     self._process.stdin.close()
@@ -235,7 +241,13 @@ def last_state(workdir) -> dict:
 
   folder = pathlib.Path(workdir) / 'checkpoints'
   step = max(int(p.name) for p in folder.iterdir() if p.name.isdigit())
-  tree = ocp.StandardCheckpointer().restore(folder / str(step) / 'state')
+  path = folder / str(step) / 'state'
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  template = jax.tree.map(  # the devices that saved it need not be here
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+    ocp.StandardCheckpointer().metadata(path).item_metadata,
+  )
+  tree = ocp.StandardCheckpointer().restore(path, template)
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   is_key = jax.dtypes.prng_key
   return {'checkpoint': step} | {
@@ -277,6 +289,12 @@ def _become_main(question: dict) -> None:
   ]
   for number, stream in enumerate([nothing, *streams]):
     os.dup2(stream, number)
+  os.chdir(question['cwd'])
+  os.environ.update(question['env'])
+  if question['env'].get('JAX_ENABLE_X64') == '1':  # was read at the import
+    import jax
+
+    jax.config.update('jax_enable_x64', True)
   sys.argv = [question['module'], *question['args']]
   sys.path[0] = str(ROOT)
   runpy.run_module(question['module'], run_name='__main__', alter_sys=True)

@@ -25,6 +25,7 @@ import numpy as np
 
 from hwdarts_jax.data import pipeline
 from hwdarts_jax.jobs import feeding
+from hwdarts_jax.runtime import distributed
 from hwdarts_jax.runtime import metrics as metrics_lib
 from hwdarts_jax.runtime import workdir as workdir_lib
 from hwdarts_jax.runtime.checkpoints import Checkpoints
@@ -105,7 +106,8 @@ class Loop:
   def run(self, path: epath.Path, state: State) -> tuple[State, bool]:
     """Runs from the newest checkpoint, or from `state`, to the end.
 
-    SIGTERM ends it after the step in flight, with a checkpoint.
+    SIGTERM ends it after the step in flight, with a checkpoint; of many
+    processes, whichever gets it, all end after the next row of metrics.
 
     Args:
       path: the workdir.
@@ -146,6 +148,7 @@ class Loop:
           finally:
             for feed in self.feeds:
               feed.close()
+    distributed.barrier('all rows are written')
     if not done:
       print(
         f'Stopped at step {step} of {schedule.num_steps}; the same command '
@@ -163,9 +166,10 @@ class Loop:
     schedule, size = self.schedule, self.schedule.steps_per_call
     compiled = self.compile(state, [f(start, size) for f in self.feeds])
     begun, step, done = time.monotonic(), start, False
+    stopped = self._stops(stop, step)
     calls: list[tuple[int, Any]] = []
     with metrics_lib.Progress(schedule.num_steps, start, self.name) as progress:
-      while not done and not stop.received:
+      while not done and not stopped:
         state, metrics = compiled(state, *(f(step, size) for f in self.feeds))
         calls.append((step, metrics))
         step += size
@@ -173,6 +177,7 @@ class Loop:
           # Or the data of all steps up to the next row would wait on devices.
           jax.block_until_ready(calls[-_AHEAD][1])
         if step % schedule.log_every_steps:
+          stopped = self._stops(stop, step)
           continue
         pending += self._fetch(calls, checkpoints)
         row: Row = {
@@ -186,7 +191,8 @@ class Loop:
         )
         done = step == schedule.num_steps or self.ended(row)
         self._save(step, state, [], checkpoints, done)
-    if stop.received and not done:
+        stopped = self._stops(stop, step)
+    if stopped and not done:
       pending += self._fetch(calls, checkpoints)
       self._save(step, state, pending, checkpoints, True)
     checkpoints.wait()
@@ -197,6 +203,14 @@ class Loop:
       time.monotonic() - begun,
     )
     return state, step, done
+
+  def _stops(self, stop: StopSignal, step: int) -> bool:
+    """Whether to end after `step`; all processes must decide the same."""
+    if jax.process_count() == 1:
+      return stop.received
+    if step % self.schedule.log_every_steps:
+      return False
+    return distributed.any_process(stop.received)
 
   def _fetch(self, calls, checkpoints: Checkpoints) -> list[dict[str, float]]:
     """Waits for metrics; raises at the first call with one not finite."""

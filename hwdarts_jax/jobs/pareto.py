@@ -30,8 +30,8 @@ from hwdarts_jax.jobs import search as search_job
 from hwdarts_jax.jobs import settings as settings_lib
 from hwdarts_jax.jobs.members import accuracies
 from hwdarts_jax.latency import budgets, liveness, projection, sampling
+from hwdarts_jax.runtime import distributed, sharding
 from hwdarts_jax.runtime import metrics as metrics_lib
-from hwdarts_jax.runtime import sharding
 from hwdarts_jax.runtime import workdir as workdir_lib
 from hwdarts_jax.spaces import discretize
 from hwdarts_jax.spaces.spec import Genotype, NetworkSpec
@@ -83,12 +83,14 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     path = workdir_lib.prepare(
       workdir, config.to_dict(), hashes=pareto.search.hashes()
     )
+    distributed.check_shared(path)
     loop_lib.keep_compiled(path, config.deterministic)
-    if (path / FRONT).exists():
+    if distributed.any_process((path / FRONT).exists()):
       print(f'{path} is finished already; a new search needs a new --workdir.')
     elif not _search(pareto, path):
       return
-    print(pareto_report.of(path))
+    if distributed.is_first():
+      print(pareto_report.of(path))
 
 
 def make(config: ml_collections.ConfigDict) -> Pareto:
@@ -193,8 +195,8 @@ def _search(pareto: Pareto, path: epath.Path) -> bool:
     [m.multiplier for m in members],
     {bounds_lib.LATENCY: [b.aim for b in bounds]} if bounds else {},
   )
-  state = jax.device_put(
-    search_job.as_dtype(state, search.problem), sharding.replicated(search.mesh)
+  state = sharding.replicate(
+    search_job.as_dtype(state, search.problem), search.mesh
   )
   loop = loop_lib.Loop(
     name='pareto',
@@ -255,6 +257,6 @@ def finish(pareto: Pareto, path: epath.Path, state) -> list[Genotype]:
   judged = accuracies(search, state, genotypes)
   rows = metrics_lib.read(path)
   record = pareto_report.record(pareto, found, judged, rows)
-  if jax.process_index() == 0:
+  if distributed.is_first():
     pareto_report.write(path, record)
   return genotypes

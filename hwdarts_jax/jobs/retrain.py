@@ -25,8 +25,8 @@ from hwdarts_jax.jobs import common, feeding, genotype_files, inherited, summary
 from hwdarts_jax.jobs import loop as loop_lib
 from hwdarts_jax.jobs import settings as settings_lib
 from hwdarts_jax.models import network as network_lib
+from hwdarts_jax.runtime import distributed, plots, sharding
 from hwdarts_jax.runtime import metrics as metrics_lib
-from hwdarts_jax.runtime import plots, sharding
 from hwdarts_jax.runtime import workdir as workdir_lib
 from hwdarts_jax.spaces.spec import Genotype, NetworkSpec
 
@@ -103,14 +103,16 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       hashes={'spec': training.network.spec.spec_hash()}
       | training.latency.hashes(),
     )
+    distributed.check_shared(path)
     loop_lib.keep_compiled(path, config.deterministic)
-    if (path / RESULT).exists():
+    if distributed.any_process((path / RESULT).exists()):
       print(
         f'{path} is finished already; a new training needs a new --workdir.'
       )
     elif not _train(training, path):
       return
-    print(summary.of_retrain(path))
+    if distributed.is_first():
+      print(summary.of_retrain(path))
 
 
 def make(config: ml_collections.ConfigDict) -> Training:
@@ -181,8 +183,7 @@ def make(config: ml_collections.ConfigDict) -> Training:
 def _train(training: Training, path: epath.Path) -> bool:
   """Trains or resumes; returns whether the training came to its end."""
   settings = training.config.retrain
-  replicated = sharding.replicated(training.mesh)
-  state = jax.device_put(init_state(training), replicated)
+  state = sharding.replicate(init_state(training), training.mesh)
   feed = feeding.make_feed(
     training.train,
     training.config.data,
@@ -344,7 +345,7 @@ def _finish(training: Training, path: epath.Path, state: TrainState) -> None:
     ),
   }
   record = summary.retrain_record(training, accuracy)
-  if jax.process_index() == 0:
+  if distributed.is_first():
     plots.plot_retrain(
       metrics_lib.read(path),
       path / 'retrain.png',

@@ -36,8 +36,8 @@ from hwdarts_jax.jobs import loop as loop_lib
 from hwdarts_jax.jobs import settings as settings_lib
 from hwdarts_jax.latency import projection
 from hwdarts_jax.models import fused
+from hwdarts_jax.runtime import distributed, plots, sharding
 from hwdarts_jax.runtime import metrics as metrics_lib
-from hwdarts_jax.runtime import plots, sharding
 from hwdarts_jax.runtime import workdir as workdir_lib
 from hwdarts_jax.spaces import discretize
 from hwdarts_jax.spaces.spec import Genotype
@@ -103,8 +103,9 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     path = workdir_lib.prepare(
       workdir, config.to_dict(), hashes=search.hashes()
     )
+    distributed.check_shared(path)
     loop_lib.keep_compiled(path, config.deterministic)
-    if (path / GENOTYPE).exists():
+    if distributed.any_process((path / GENOTYPE).exists()):
       print(f'{path} is finished already; a new search needs a new --workdir.')
     else:
       held_out = search.latency.card['held_out']
@@ -115,7 +116,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       )
       if not _search(search, path):
         return
-    print(summary.of_search(path))
+    if distributed.is_first():
+      print(summary.of_search(path))
 
 
 def make(config: ml_collections.ConfigDict) -> Search:
@@ -226,9 +228,7 @@ def _search(search: Search, path: epath.Path) -> bool:
     0.0 if search.bounds else search.config.objective.multiplier,
     targets={b.name: b.aim for b in search.bounds},
   )
-  state = jax.device_put(
-    as_dtype(state, search.problem), sharding.replicated(search.mesh)
-  )
+  state = sharding.replicate(as_dtype(state, search.problem), search.mesh)
   evaluate = accuracy.Evaluation(search)
   diagnosis = diagnose.Diagnosis(search, path)
   loop = loop_lib.Loop(
@@ -400,7 +400,7 @@ def finish(
   genotype = found.genotype
   groups = search.specs.search.groups()
   record = summary.search_record(search, found, state, val_accuracy, rows)
-  if jax.process_index() == 0:
+  if distributed.is_first():
     plots.plot_search(
       rows,
       {g: np.array([r[f'gates/{g}'] for r in rows]) for g in groups},

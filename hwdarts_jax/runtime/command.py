@@ -39,9 +39,14 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def fail(error: BaseException) -> NoReturn:
   """Prints one message and exits with code 2."""
+  report(error)
+  sys.exit(2)
+
+
+def report(error: BaseException) -> None:
+  """Prints one message."""
   print(f'\nError: {_message(error)}', file=sys.stderr)
   logging.debug('', exc_info=error)
-  sys.exit(2)
 
 
 def _with_config(argv: list[str]) -> list[str]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
 
 AXIS = 'data'  # the axis of the mesh
 
@@ -15,9 +19,15 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
     num_devices: how many; None means all.
 
   Raises:
-    ValueError: there are not so many devices.
+    ValueError: there are not so many devices, or some processes would have
+      none.
   """
   devices = jax.devices()
+  if num_devices not in (None, len(devices)) and jax.process_count() > 1:
+    raise ValueError(
+      f'num_devices is {num_devices}; with --multihost it must be 0, which is '
+      f'all {len(devices)} devices of the {jax.process_count()} processes.'
+    )
   count = len(devices) if num_devices is None else num_devices
   if not 1 <= count <= len(devices):
     raise ValueError(
@@ -38,6 +48,25 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batched(mesh: Mesh, axis: int = 0) -> NamedSharding:
   """Axis number `axis` split over the devices."""
   return NamedSharding(mesh, PartitionSpec(*([None] * axis), AXIS))
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+  """Puts a pytree, that all processes hold alike, on every device."""
+  everywhere = replicated(mesh)
+  if everywhere.is_fully_addressable:
+    return jax.device_put(tree, everywhere)
+
+  def put(leaf):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      data = put(jax.random.key_data(leaf))
+      return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    host = np.asarray(leaf)
+    # device_put would compare the values between the processes.
+    return jax.make_array_from_callback(
+      host.shape, everywhere, lambda index: host[index]
+    )
+
+  return jax.tree.map(put, tree)
 
 
 def check_batch(

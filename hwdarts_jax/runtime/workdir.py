@@ -24,7 +24,7 @@ import jax
 
 import hwdarts_jax
 
-_CONFIG = 'config.json'
+CONFIG = 'config.json'
 _LOCK = '.lock'
 _TMP = '.tmp-'
 _MISSING = '(absent)'
@@ -124,7 +124,7 @@ def prepare(
     'versions': _versions(),
     'hashes': _plain(hashes or {}),
   }
-  path = workdir / _CONFIG
+  path = workdir / CONFIG
   if path.exists():
     _check_same(workdir, _read_record(path), record, tuple(ignore))
   else:
@@ -182,10 +182,10 @@ def _make_own(workdir: epath.Path) -> None:
   # Without objects a folder of a bucket does not exist, made or not.
   names = {p.name for p in workdir.iterdir()} if workdir.exists() else set()
   foreign = sorted(n for n in names if n != _LOCK and not n.startswith(_TMP))
-  if foreign and _CONFIG not in names:
+  if foreign and CONFIG not in names:
     shown = ', '.join(foreign[:_MAX_SHOWN])
     raise UserError(
-      f'{workdir} is not empty ({shown}) and has no {_CONFIG}, so no run of '
+      f'{workdir} is not empty ({shown}) and has no {CONFIG}, so no run of '
       'ours made it. Choose a new --workdir.'
     )
 
