@@ -207,6 +207,54 @@ def test_warnings_tell_what_a_reader_must_know(tmp_path):
   assert 'MISSES the target of 1 ms' in content['headline']
 
 
+def test_edges_that_are_all_but_undecided_are_named(tmp_path):
+  """Of those that are kept; what a dropped edge holds changes nothing."""
+  folder = tmp_path / 'run'
+  report_runs.write_search(folder)
+  rows = tiny_runs.rows(folder)
+  (one,) = _collect(folder)['architectures']
+  kept = {e['row'] for e in one['kinds'][0]['edges'] if e['group']}
+  gates = np.array(rows[-1]['gates/normal'])
+  closest = min(kept)
+  gates[closest] = 0.0
+  gates[closest, :3] = 0.3, 0.32, 0.38 - 0.04
+  rows[-1]['gates/normal'] = gates.tolist()
+  text = ''.join(json.dumps(r) + '\n' for r in rows)
+  (folder / 'metrics.jsonl').write_text(text)
+  (said,) = (w for w in _collect(folder)['warnings'] if 'within 5' in w)
+  (src, dst), *_ = (
+    (e['src'], e['dst'])
+    for e in one['kinds'][0]['edges']
+    if e['row'] == closest
+  )
+  assert said.startswith('On 1 of 8 edges')
+  assert f'(normal {src}\N{RIGHTWARDS ARROW}{dst})' in said
+
+
+def test_a_run_that_goes_on_may_be_looked_at(tmp_path):
+  """It holds its workdir, and nothing of it is touched."""
+  folder = tmp_path / 'run'
+  report_runs.write_search(folder)
+  with workdir_lib.lock(folder):
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    report.run(None, str(folder))
+    after = {p.name: p for p in folder.iterdir()}
+    assert all(after[name].read_bytes() == b for name, b in before.items())
+  assert after.keys() - before.keys() == {'report.html', 'figures'}
+
+
+def test_a_network_that_was_measured_itself_shows_that(tmp_path):
+  folder = tmp_path / 'run'
+  record = report_runs.write_search(folder, num_networks=40)
+  table = table_lib.load(record['deploy']['latency_table'])
+  row = table.networks[7]
+  record['genotype'] = row.genotype.to_dict()
+  (folder / 'genotype.json').write_text(json.dumps(record))
+  stats = {s['label']: s for s in _collect(folder)['stats']}
+  assert stats['measured']['value'] == row.value_ms
+  assert 'toy' in stats['measured']['note']
+
+
 def test_members_of_a_population_are_drawn_each_with_its_gates(tmp_path):
   record = report_runs.write_pareto(tmp_path / 'run')
   content = _collect(tmp_path / 'run')

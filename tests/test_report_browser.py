@@ -270,3 +270,14 @@ def test_a_hostile_name_is_shown_and_does_not_run(visit):
     page.click(f'#tab-{tab}')
   assert NASTY in page.locator('h1').inner_text()
   assert page.evaluate('window.hit') is None
+
+
+def test_an_edge_that_was_dropped_can_be_looked_at_too(visit):
+  page = visit('darts')
+  page.click('#tab-search')
+  card = page.locator('.gates .card', has_text='dropped').first
+  title = card.locator('h3').inner_text()
+  card.click()
+  assert page.locator('.detail h3').inner_text() == title
+  assert page.locator('.detail .mono').inner_text() == 'dropped'
+  assert page.locator('.edge[aria-pressed=true]').count() == 0

@@ -22,6 +22,7 @@ from hwdarts_jax.jobs import (
   report_sections,
 )
 from hwdarts_jax.report import figures, page
+from hwdarts_jax.runtime import metrics as metrics_lib
 from hwdarts_jax.runtime import workdir as workdir_lib
 
 PAGE = 'report.html'
@@ -42,14 +43,17 @@ def run(
     UserError: a folder is no workdir, or is damaged.
   """
   del config
+  # Without the lock: a run that goes on may be looked at, and nothing of it is
+  # written to.
   own = report_read.read(workdir)
-  with workdir_lib.lock(own.path):
+  with metrics_lib.heartbeat('making the report'):
     content = collect(own, report_front.compared(compare))
-    if jax.process_index() == 0:
-      html = page.render(content)
-      drawn = figures.write(content, own.path / FIGURES)
-      workdir_lib.write_text_atomic(own.path / PAGE, html)
-      print(f'{_told(own.path, content)}\nPictures for papers: {drawn}')
+    if jax.process_index() != 0:
+      return
+    html = page.render(content)
+    drawn = figures.write(content, own.path / FIGURES)
+    workdir_lib.write_text_atomic(own.path / PAGE, html)
+  print(f'{_told(own.path, content)}\nPictures for papers: {drawn}')
 
 
 def collect(

@@ -109,9 +109,16 @@ def _undecided(architecture: Facts) -> list[str]:
   gates: dict[str, Any] | None = architecture['gates']
   if gates is None:
     return []
+  kept = {
+    (e['group'], e['src'], e['dst'])
+    for kind in architecture['kinds']
+    for e in kind['edges']
+  }
   close, total = [], 0
   for group in gates['groups']:
     for edge in group['edges']:
+      if (group['name'], edge['src'], edge['dst']) not in kept:
+        continue
       last = sorted((g[-1] for g in edge['gates']), reverse=True)
       total += 1
       if len(last) > 1 and last[0] - last[1] < _CLOSE:

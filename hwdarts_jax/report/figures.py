@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 import functools
 import io
+import itertools
 from typing import Any, cast
 
 from etils import epath
@@ -108,18 +109,19 @@ def _gates(gates: Content, figure: Figure) -> None:
   ops = {
     op: z for g, _ in edges for op, z in zip(g['ops'], g['zeros'], strict=True)
   }
-  tab = iter(2 * matplotlib.color_sequences['tab20'])
+  tab = itertools.cycle(matplotlib.color_sequences['tab10'])
   colors = {op: _GREY if is_zero else next(tab) for op, is_zero in ops.items()}
   rows, lines = -(-len(edges) // _COLUMNS), -(-len(ops) // _COLUMNS)
   figure.set_size_inches(7.2, 1.5 * rows + 0.16 * lines + 0.3)
-  panels = figure.subplots(
+  grid = figure.subplots(
     rows, _COLUMNS, sharex=True, sharey=True, squeeze=False
-  ).flat
+  )
+  panels = list(grid.flat)
   for axes, (group, edge) in zip(panels, edges, strict=False):
     for op, values in zip(group['ops'], edge['gates'], strict=True):
       axes.plot(gates['steps'], values, color=colors[op], linewidth=0.8)
     axes.set_title(f'{group["name"]} {edge["src"]}\u2192{edge["dst"]}')
-  for axes in list(panels)[len(edges) :]:
+  for axes in panels[len(edges) :]:
     axes.set_visible(False)
   figure.legend(
     [Line2D([], [], color=c) for c in colors.values()],

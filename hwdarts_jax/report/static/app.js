@@ -49,13 +49,18 @@
     label();
   };
 
-  const edgeLines = (gates, group, row) => {
+  // The edge that was chosen; undefined where the architecture drops it.
+  const chosen = (facts, group, row) => facts.kinds
+    .find((k) => k.group === group).edges.find((e) => e.row === row);
+
+  const edgeLines = (facts, group, row) => {
+    const { gates } = facts;
     const found = gates.groups.find((g) => g.name === group);
     const edge = found.edges[row];
-    const last = edge.gates.map((g) => g[g.length - 1]);
-    const best = last.indexOf(Math.max(...last));
+    const kept = chosen(facts, group, row);
     return found.ops.map((op, i) => ({
-      label: op, color: Report.color(op, found.zeros[i]), strong: i === best,
+      label: op, color: Report.color(op, found.zeros[i]),
+      strong: Boolean(kept) && op === kept.op,
       dash: i > 9 ? '5 3' : null,
       points: gates.steps.map((s, t) => [s, edge.gates[i][t]]),
     }));
@@ -72,29 +77,30 @@
   const startArchitecture = (facts, root) => {
     const graphs = new Map();
     const detail = $('.detail', root);
-    const name = (group, row) => {
-      const kind = facts.kinds.find((k) => k.group === group);
-      const edge = kind.edges.find((e) => e.row === row);
-      return [`${group} ${edge.src}\u2192${edge.dst}`, edge];
-    };
     const pick = (group, row) => {
       graphs.forEach((mark, g) => mark(g === group ? row : null));
       $$('tr[data-edge]', root).forEach((tr) => tr.setAttribute(
         'aria-selected', String(tr.dataset.edge === `${group}/${row}`)));
-      const [title, edge] = name(group, row);
+      const edge = chosen(facts, group, row);
+      const { src, dst } = edge
+        || facts.gates.groups.find((g) => g.name === group).edges[row];
+      const title = `${group} ${src}\u2192${dst}`;
       const plot = Report.node('div', { class: 'plot' });
-      const time = edge.ms === null ? ''
-        : ` \u00b7 ${Report.figure(edge.ms)} ms`;
+      let what = 'dropped';
+      if (edge) {
+        what = edge.ms === null ? edge.op
+          : `${edge.op} \u00b7 ${Report.figure(edge.ms)} ms`;
+      }
       const parts = [Report.node('div', { class: 'head' }, [
         Report.node('h3', {}, title),
-        Report.node('span', { class: 'mono' }, `${edge.op}${time}`)])];
+        Report.node('span', { class: 'mono' }, what)])];
       if (!facts.gates) {
         parts.push(Report.node('p', { class: 'lead' },
           'The gates of this edge over time are not known.'));
         detail.replaceChildren(...parts);
         return;
       }
-      const lines = edgeLines(facts.gates, group, row);
+      const lines = edgeLines(facts, group, row);
       const items = lines.map((l) => [l.label, l.color, Boolean(l.dash)]);
       detail.replaceChildren(...parts, Report.legend(items), plot);
       Report.lineChart(plot, { title: `Gates of ${title}`, lines, height: 250,
@@ -125,15 +131,16 @@
     const range = gatesRange(facts.gates);
     for (const group of facts.gates.groups) {
       group.edges.forEach((edge, row) => {
-        const lines = edgeLines(facts.gates, group.name, row);
-        const best = lines.find((l) => l.strong);
+        const lines = edgeLines(facts, group.name, row);
+        const best = lines.find((l) => l.strong)
+          || { label: 'dropped', color: 'var(--muted)' };
         const title = group.edges.length > 1
           ? `${group.name} ${edge.src}\u2192${edge.dst}` : group.name;
         const plot = Report.node('div', { class: 'plot' });
         const label = Report.node('span', { class: 'mono' }, best.label);
         label.style.color = best.color;
         const card = Report.node('div', { class: 'card', tabindex: 0,
-          role: 'button', 'aria-label': `${title}: ${best.label} leads` }, [
+          role: 'button', 'aria-label': `${title}: ${best.label}` }, [
           Report.node('div', { class: 'head' },
             [Report.node('h3', {}, title), label]), plot]);
         const go = () => onPick(group.name, row);

@@ -1,11 +1,11 @@
 'use strict';
-// A cell as a graph. It runs from left to right, or down where room is small.
+// A cell as a graph. It runs from left to right, or down where that is too long.
 {
   const NARROW = 560;
   const LETTER = 7.1; // width of a letter of a label
 
   const place = (kind, width) => {
-    const down = width < NARROW;
+    const down = width < NARROW || needed(kind) > width;
     const layers = new Map();
     for (const n of kind.nodes) {
       layers.set(n.layer, [...(layers.get(n.layer) || []), n]);
@@ -13,18 +13,28 @@
     const depth = Math.max(...layers.keys());
     const most = Math.max(...[...layers.values()].map((l) => l.length));
     const bow = Math.max(...kind.edges.map((e) => span(kind, e)));
+    const named = width >= NARROW || (most === 1 && bow === 1);
     const across = down ? width
       : Math.max(170, 90 * most, 64 * (bow - 1) + 150);
-    const along = down ? 78 * depth + 60 : width;
+    const step = most === 1 && bow === 1 ? 56 : named ? 88 : 78;
+    const along = down ? step * depth + 60 : width;
     const margin = down ? 30 : 52;
     const spots = new Map();
     layers.forEach((nodes, layer) => nodes.forEach((n, i) => {
       const a = margin + (depth ? layer / depth : 0) * (along - 2 * margin);
-      const room = Math.min(across * 0.7, 120 * nodes.length);
+      const room = Math.min(across * 0.8,
+        (down && named ? 260 : 120) * nodes.length);
       const b = across / 2 + ((i + 0.5) / nodes.length - 0.5) * room;
       spots.set(n.id, { a, b });
     }));
-    return { down, spots, across, along };
+    return { down, named, spots, across, along };
+  };
+
+  // The width that labels need in a row, with the nodes between them.
+  const needed = (kind) => {
+    const wide = Math.max(...kind.edges.filter((e) => e.group).map((e) =>
+      (e.op.length + 2) * LETTER + 48));
+    return wide * Math.max(...kind.nodes.map((n) => n.layer)) + 100;
   };
 
   const span = (kind, edge) => {
@@ -33,7 +43,7 @@
   };
 
   // Control points of an edge; long ones keep clear of the nodes between.
-  const curve = (kind, edge, { spots, across }) => {
+  const curve = (kind, edge, { spots, across, down, named }) => {
     const [p, q] = [spots.get(edge.src), spots.get(edge.dst)];
     const long = span(kind, edge) - 1;
     const middle = across / 2;
@@ -42,8 +52,8 @@
     const order = kind.nodes.findIndex((n) => n.id === edge.src);
     let side = Math.sign((p.b + q.b) / 2 - middle);
     if (sources.length === 1 || !side) side = order % 2 ? 1 : -1;
-    const shift = long > 0 ? side * Math.min(34 + 42 * long,
-      across / 2 - 18) * 1.33 : 0;
+    const far = down && named ? 60 + 66 * long : 34 + 42 * long;
+    const shift = long > 0 ? side * Math.min(far, across / 2 - 18) * 1.33 : 0;
     const pull = (q.a - p.a) * 0.32;
     return [p, { a: p.a + pull, b: p.b + shift }, { a: q.a - pull,
       b: q.b + shift }, q];
@@ -61,13 +71,14 @@
     let picked = null;
     const paint = (width) => {
       const layout = place(kind, width);
-      const { down } = layout;
+      const { down, named } = layout;
       const [w, h] = down ? [layout.across, layout.along]
         : [layout.along, layout.across];
       const xy = (p) => (down ? [p.b, p.a] : [p.a, p.b]);
       const svg = Report.svg('svg', { viewBox: `0 0 ${w} ${h}`, height: h,
         role: 'group', 'aria-label': `Graph of a ${kind.group} cell` });
-      const boxes = [];
+      const boxes = kind.nodes.map((n) => [...xy(layout.spots.get(n.id)),
+        wide(n), 26]);
       const labels = [];
       const reach = [...layout.spots.values()].map((p) => p.b);
       kind.edges.forEach((edge) => {
@@ -79,21 +90,21 @@
           'stroke-width': edge.zero || !edge.op ? 1.2
             : 1.6 + 3.4 * ((edge.ms || 0) / most),
           'stroke-dasharray': edge.zero ? '3 5' : null });
-        if (!edge.op) {
+        const number = chosen.indexOf(edge) + 1;
+        if (!number) { // never a choice: its name comes with the pointer
+          if (edge.op) line.append(Report.svg('title', {}, edge.op));
+          line.setAttribute('stroke', 'var(--axis)');
           svg.append(line);
           return;
         }
-        const number = chosen.indexOf(edge) + 1;
-        const text = down ? String(number || edge.op)
-          : number ? `${number} ${edge.op}` : edge.op;
+        const text = named ? `${number} ${edge.op}` : String(number);
         const size = [text.length * LETTER + 14, 22];
         const spot = free(c, xy, size, boxes, [w, h]);
-        const attributes = number ? { class: 'edge', tabindex: 0,
-          role: 'button', 'aria-pressed': 'false', 'data-row': edge.row,
+        const attributes = { class: 'edge', tabindex: 0, role: 'button',
+          'aria-pressed': 'false', 'data-row': edge.row,
           'aria-label': `edge ${number}, ${edge.src} to ${edge.dst}: `
             + `${edge.op}${edge.ms === null ? ''
-              : `, ${Report.figure(edge.ms)} ms`}`,
-        } : { class: 'edge fixed' };
+              : `, ${Report.figure(edge.ms)} ms`}` };
         const label = Report.svg('g', attributes, [
           Report.svg('rect', { class: 'pill', x: spot[0] - size[0] / 2,
             y: spot[1] - 11, width: size[0], height: 22, rx: 11 }),
@@ -101,7 +112,7 @@
             y: spot[1] + 4, 'text-anchor': 'middle' }, text)]);
         svg.append(line);
         labels.push(label);
-        if (number) listen(label, edge, number);
+        listen(label, edge, number);
       });
       kind.nodes.forEach((n) => svg.append(dot(n, layout, xy, w)));
       svg.append(...labels);
@@ -139,6 +150,8 @@
     };
   };
 
+  const wide = (n) => Math.max(26, n.name.length * 6.6 + 14);
+
   // A place on the curve where a label covers no other one.
   const free = (c, xy, size, boxes, [w, h]) => {
     const hits = (b) => boxes.filter((o) =>
@@ -162,12 +175,12 @@
 
   const dot = (n, { spots, down }, xy, w) => {
     const [x, y] = xy(spots.get(n.id));
-    const wide = Math.max(26, n.name.length * 6.6 + 14);
-    const left = Math.min(Math.max(x - wide / 2, 1), w - wide - 1);
+    const size = wide(n);
+    const left = Math.min(Math.max(x - size / 2, 1), w - size - 1);
     return Report.svg('g', { class: `node ${n.role}` }, [
-      Report.svg('rect', { x: left, y: y - 13, width: wide, height: 26,
-        rx: down || wide > 30 ? 8 : 13 }),
-      Report.svg('text', { x: left + wide / 2, y: y + 4,
+      Report.svg('rect', { x: left, y: y - 13, width: size, height: 26,
+        rx: down || size > 30 ? 8 : 13 }),
+      Report.svg('text', { x: left + size / 2, y: y + 4,
         'text-anchor': 'middle' }, n.name)]);
   };
 }
