@@ -57,7 +57,10 @@ _DTYPE = flags.DEFINE_enum(
   'dtype', 'bfloat16', sorted(common.DTYPES), 'Of activations.'
 )
 _EVALUATION = flags.DEFINE_enum(
-  'evaluation', 'fused', sorted(fused.EVALUATIONS), 'How edges are evaluated.'
+  'evaluation',
+  'fused',
+  sorted([*fused.EVALUATIONS, fused.SHARED]),
+  'How edges are evaluated.',
 )
 _REMAT = flags.DEFINE_bool('remat', False, 'Keep convolutions only.')
 _FEATURES = flags.DEFINE_integer('features', 0, 'Of the first cell; 0: paper.')

@@ -46,7 +46,7 @@ class Settings:
     batch: images of a batch, on each device.
     devices: size of the mesh.
     dtype: of activations.
-    evaluation: 'plain' or 'fused'.
+    evaluation: 'plain', 'fused' or 'shared'.
     remat: keep outputs of convolutions only; of the fused evaluation.
     steps_per_call: bilevel steps of one call.
     features: of the first cell.

@@ -186,6 +186,8 @@ def search_config(
   }
   config.data = _data(parsed.dataset)
   _set_method(config)
+  if parsed.space == 'mobile':  # 19 candidates a block, on one set of weights
+    config.network.evaluation = 'shared'
   _set_schedule(config, small, parsed.runlocal)
   config.retrain = _retrain(parsed.dataset, small, parsed.runlocal)
   config.export = _export(parsed.runlocal)

@@ -98,7 +98,7 @@ _FIELDS: dict[str, dict[str, rules.Rule]] = {
     'bn_momentum': rules.BELOW_ONE,
     'dtype': rules.among('float32', 'bfloat16', 'float64'),
     'depthwise': rules.among('auto', 'conv', 'shift'),
-    'evaluation': rules.among('auto', *fused.EVALUATIONS),
+    'evaluation': rules.among('auto', *fused.EVALUATIONS, fused.SHARED),
   },
   'relaxation': {
     'name': rules.among(*relax.RELAXATIONS),

@@ -24,13 +24,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hwdarts_jax.models import convs, fans, stacking
+from hwdarts_jax.models import convs, fans, stacking, superkernels
 from hwdarts_jax.models import network as network_lib
 from hwdarts_jax.models import op as op_lib
 from hwdarts_jax.spaces.spec import EdgeSpec, IMAGE, NetworkSpec
 
 Tree = Any
 EVALUATIONS = ('plain', 'fused')
+SHARED = 'shared'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,19 +319,35 @@ def make(
     spec: what to compute.
     context: settings shared by all ops.
     evaluation: one of `EVALUATIONS`; 'auto' is fused but on CPU, where dense
-      convolutions cost more than the passes that they save.
+      convolutions cost more than the passes that they save. `SHARED` is another
+      supernet: its candidates share weights, where they can.
 
   Raises:
-    ValueError: there is no such evaluation.
+    ValueError: there is no such evaluation, or nothing to share.
   """
   evaluation = resolve(evaluation)
-  makers: dict[str, Any] = {'plain': network_lib.Network, 'fused': FusedNetwork}
+  makers: dict[str, Any] = {
+    'plain': network_lib.Network,
+    'fused': FusedNetwork,
+    SHARED: _make_shared,
+  }
   if evaluation not in makers:
     raise ValueError(
       f'evaluation is {evaluation!r}; it must be one of '
-      f'{sorted(("auto", *EVALUATIONS))}.'
+      f'{sorted(("auto", SHARED, *EVALUATIONS))}.'
     )
   return makers[evaluation](spec, context)
+
+
+def _make_shared(spec: NetworkSpec, context: op_lib.Context):
+  """The plain network with families of ops."""
+  if not superkernels.has_families(spec):
+    raise ValueError(
+      f'evaluation is {SHARED!r}, but the ops of space {spec.space!r} have no '
+      "weights in common; take 'auto'."
+    )
+  shared = dataclasses.replace(context, superkernels=True)
+  return network_lib.Network(spec, shared)
 
 
 def resolve(evaluation: str) -> str:
@@ -381,7 +398,14 @@ def to_plain(
   """Returns variables of a supernet in the layout of the plain network."""
   if isinstance(network, FusedNetwork):
     return stacking.unstack(network.spec, variables)
-  return variables
+  if not network.context.superkernels:
+    return variables
+  own = dataclasses.replace(network.context, superkernels=False)
+  plain = network_lib.Network(network.spec, own)
+  shapes = jax.eval_shape(
+    functools.partial(network_lib.init, plain), jax.random.key(0)
+  )
+  return superkernels.to_plain(network.spec, variables, shapes)
 
 
 def _cell(run, context, mode, inputs, variables, gates):

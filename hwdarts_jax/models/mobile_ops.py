@@ -54,7 +54,7 @@ _OF_EFFICIENTNET = _Squeeze(
 _SQUEEZES = {'silu': _OF_EFFICIENTNET}
 
 
-class _Block(Op):
+class Block(Op):
   """Adds its input where shapes agree, as all blocks of mobile networks."""
 
   is_residual = True
@@ -70,6 +70,14 @@ class _Block(Op):
     """Channels between expansion and projection."""
     return round(self.expansion * x.shape[-1])
 
+  def squeeze_kind(self) -> _Squeeze:
+    """Its kind of squeeze-and-excitation, which goes with the activation."""
+    return _SQUEEZES.get(self.activation, _OF_MOBILENET_V3)
+
+  def dense(self, features: int) -> nn.Dense:
+    """A dense layer with bias over channels."""
+    return _dense(self, features)
+
   def project(self, y: jax.Array, x: jax.Array, train: bool) -> jax.Array:
     """Linear projection of `y`, and the sum with the input `x`."""
     y = self.norm()(self.conv(1)(y), train)
@@ -77,7 +85,7 @@ class _Block(Op):
     return x + y if same_shape else y
 
 
-class InvertedResidual(_Block):
+class InvertedResidual(Block):
   """1x1 expansion, depthwise convolution, squeeze, linear 1x1 projection.
 
   Sandler et al., "MobileNetV2", CVPR 2018, section 3.3; squeeze-and-excitation
@@ -102,14 +110,13 @@ class InvertedResidual(_Block):
 
   def _gates(self, y, channels):
     """f[B, 1, 1, hidden] in 0 to 1, from the means over pixels."""
-    kind = _SQUEEZES.get(self.activation, _OF_MOBILENET_V3)
-    hidden = y.shape[-1]
+    kind, hidden = self.squeeze_kind(), y.shape[-1]
     means = y.mean((1, 2), keepdims=True)
-    narrow = _dense(self, kind.channels(channels, hidden))(means)
-    return kind.gate(_dense(self, hidden)(kind.activation(narrow)))
+    narrow = self.dense(kind.channels(channels, hidden))(means)
+    return kind.gate(self.dense(hidden)(kind.activation(narrow)))
 
 
-class FusedInvertedResidual(_Block):
+class FusedInvertedResidual(Block):
   """Dense 3x3 convolution that expands, linear 1x1 projection.
 
   Gupta & Tan, "EfficientNet-EdgeTPU", 2019; Xiong et al., "MobileDets", CVPR

@@ -16,6 +16,7 @@ from flax import linen as nn
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hwdarts_jax.models import ops
 from hwdarts_jax.spaces.spec import CellSpec, EdgeSpec, IMAGE, NetworkSpec
@@ -130,29 +131,57 @@ class Edge(nn.Module):
     self, x: jax.Array, gates: jax.Array | None, train: bool
   ) -> jax.Array:
     """x: f[B, H, W, C], gates: f32[E, O] -> f[B, H', W', features]."""
-    make = {
-      name: ops.get(name)(
-        self.features, self.spec.stride, self.context, name=name
-      )
-      for name in self.spec.ops
-    }
-    if len(make) == 1:
-      return make[self.spec.ops[0]](x, train)
+    if len(self.spec.ops) == 1:
+      return _one(self.spec.ops[0], self)(x, train)
     if gates is None:
       raise ValueError(
         f'edge {self.spec.name} has a choice of '
         f'{list(self.spec.ops)}: the network needs gates.'
       )
+    row = gates[self.spec.row]
+    column = self.spec.ops.index
+    alone = [(None, (name,)) for name in self.spec.ops]
+    shared = self.context.superkernels
     total: jax.Array | None = None
-    for column, name in enumerate(self.spec.ops):
-      if ops.is_zero(name):
+    for family, names in ops.families(self.spec.ops) if shared else alone:
+      if family is not None:
+        own = row[np.asarray([column(name) for name in names])]
+        y = _together(family, names, self)(x, own, train)
+      elif ops.is_zero(names[0]):
         continue
-      y = make[name](x, train)
-      # In the type of the gates, so that their gradients are summed in it.
-      y = (y * gates[self.spec.row, column]).astype(y.dtype)
+      else:
+        y = _one(names[0], self)(x, train)
+        # In the type of the gates, so that their gradients are summed in it.
+        y = (y * row[column(names[0])]).astype(y.dtype)
       total = y if total is None else total + y
     assert total is not None, self.spec
     return total
+
+
+def _one(name: str, where: Edge) -> ops.Op:
+  """An op of an edge."""
+  return ops.get(name)(
+    where.features, where.spec.stride, where.context, name=name
+  )
+
+
+def _together(family: Any, names: tuple[str, ...], where: Edge) -> ops.Op:
+  """Ops of an edge on shared weights."""
+  settings = [ops.OPS[name].keywords for name in names]
+  same = {  # of all of them, such as the activation
+    key: value
+    for key, value in settings[0].items()
+    if all(s[key] == value for s in settings)
+    and key in family.__dataclass_fields__
+  }
+  return family(
+    where.features,
+    where.spec.stride,
+    where.context,
+    **same,
+    settings=tuple(settings),
+    name=family.__name__,
+  )
 
 
 def init(network: Any, rng: jax.Array) -> dict[str, Any]:

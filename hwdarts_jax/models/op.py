@@ -12,7 +12,7 @@ that does not is evaluated by itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any, cast, ClassVar, NamedTuple
@@ -40,6 +40,8 @@ class Context:
       float64 where this is.
     depthwise: 'conv' (grouped convolution) or 'shift' (sum of shifted
       products: the same numbers up to rounding, many times faster on CPU).
+    superkernels: whether candidates of an edge share weights where they can;
+      see the module of that name.
   """
 
   affine: bool = True
@@ -48,6 +50,7 @@ class Context:
   pool_bn: bool = False
   dtype: Any = jnp.float32
   depthwise: str = 'conv'
+  superkernels: bool = False
 
 
 class BatchNorm(nn.Module):
@@ -220,6 +223,7 @@ class Op(nn.Module):
 
 
 OPS: dict[str, functools.partial[Op]] = {}
+_FAMILIES: dict[type[Op], type[Op]] = {}
 
 
 def register(name: str, **settings):
@@ -232,6 +236,43 @@ def register(name: str, **settings):
     return cls
 
   return decorate
+
+
+def family(of: type[Op]):
+  """Class decorator: evaluates ops of a class together, on shared weights.
+
+  It is a module ``Family(features, stride, context, settings=...)``, with the
+  registered settings of each op, and
+
+      family(x: f[B, H, W, C], gates: f[O], train) -> f[B, H', W', features]
+
+  whose variables have the names of the op's; see `superkernels`.
+  """
+
+  def decorate(cls):
+    _FAMILIES[of] = cls
+    return cls
+
+  return decorate
+
+
+def families(
+  names: Sequence[str],
+) -> list[tuple[type[Op] | None, tuple[str, ...]]]:
+  """Ops that can share weights, together; each other op by itself, with None.
+
+  One op alone shares with nobody.
+  """
+  found: dict[type[Op], tuple[str, ...]] = {}
+  for name in names:
+    cls = _FAMILIES.get(_op_class(name))
+    if cls is not None:
+      found[cls] = (*found.get(cls, ()), name)
+  together = {n for group in found.values() if len(group) > 1 for n in group}
+  return [
+    *((cls, group) for cls, group in found.items() if len(group) > 1),
+    *((None, (name,)) for name in names if name not in together),
+  ]
 
 
 def get(name: str) -> Callable[..., Op]:
@@ -275,8 +316,11 @@ class DepthwiseConv(nn.Module):
   method: str = 'conv'
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """x: f[B, H, W, C] -> f[B, ceil(H / stride), ceil(W / stride), C]."""
+  def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """x: f[B, H, W, C] -> f[B, ceil(H / stride), ceil(W / stride), C].
+
+    A mask f[K, K, 1, C] is a factor of the kernel.
+    """
     channels = x.shape[-1]
     kernel = self.param(
       'kernel',
@@ -284,6 +328,8 @@ class DepthwiseConv(nn.Module):
       (self.kernel, self.kernel, 1, channels),
       param_dtype(self.dtype),
     )
+    if mask is not None:
+      kernel = kernel * mask
     kernel, x = kernel.astype(self.dtype), x.astype(self.dtype)
     evaluate = {'conv': self._grouped, 'shift': self._shifted}[self.method]
     return evaluate(x, kernel)

@@ -2,7 +2,7 @@
 
 To add an op, write one class and register it; spaces name it, and cost models,
 tables and tests follow. `op` says what an op is; those of mobile networks are
-in `mobile_ops`.
+in `mobile_ops`, on shared weights in `mobile_families`.
 
 The semantics are those of the published spaces (DARTS, ICLR 2019;
 NAS-Bench-201, ICLR 2020): symmetric padding also at stride 2, average pooling
@@ -17,11 +17,12 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from hwdarts_jax.models import mobile_ops, shifts
+from hwdarts_jax.models import mobile_families, mobile_ops, shifts
 from hwdarts_jax.models.op import (
   BatchNorm,
   Context,
   DepthwiseConv,
+  families,
   get,
   is_residual,
   is_skip,
@@ -41,10 +42,12 @@ __all__ = (
   'Context',
   'DepthwiseConv',
   'Op',
+  'families',
   'get',
   'is_residual',
   'is_skip',
   'is_zero',
+  'mobile_families',
   'mobile_ops',
   'register',
 )
