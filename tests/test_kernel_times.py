@@ -59,3 +59,18 @@ def test_runs_with_other_numbers_of_kernels_count_by_their_mean():
 def test_what_the_host_did_is_no_time_of_a_device():
   profile = _profile([[1e6]], plane='/host:CPU')
   assert kernel_times.device_ms(profile, 1) is None
+
+
+@pytest.mark.parametrize(
+  'kernels, runs', [(3, 60), (200, 60), (1500, 8), (10**4, 5)]
+)
+def test_calls_of_very_many_kernels_are_run_less_often(
+  monkeypatch, kernels, runs
+):
+  """Reading their profile would take longer than all else."""
+  monkeypatch.setattr(
+    kernel_times, 'record', lambda _, runs: _profile([[1e3] * kernels] * runs)
+  )
+  ms, took = kernel_times.measure(lambda: None, 60)
+  assert took == runs
+  assert ms == pytest.approx(kernels * 1e-3)

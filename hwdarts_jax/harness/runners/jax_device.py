@@ -211,16 +211,15 @@ class JaxDeviceRunner(Runner):
     return 1e3 * min(samples), len(samples)
 
   def _kernels(self, timer: _Timer) -> tuple[float, int]:
-    """The device's own time; see `kernel_times.device_ms`."""
-    runs = timer.protocol.min_runs
-    ms = kernel_times.device_ms(kernel_times.record(timer, runs), runs)
-    if ms is None:
+    """The device's own time; see `kernel_times.measure`."""
+    measured = kernel_times.measure(timer, timer.protocol.min_runs)
+    if measured is None:
       raise DeviceError(
         f"JAX's profiler has seen no kernel on {self._device}: it may lack "
         "NVIDIA's CUPTI, or the device is no GPU. Measure with "
         '--runner=jax_device:repeat=loop.'
       )
-    return ms, runs
+    return measured
 
   def _faults(self, name: str) -> Any:
     return _Faults(name, self._device)
