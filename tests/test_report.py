@@ -15,7 +15,7 @@ from hwdarts_jax import spaces
 from hwdarts_jax.jobs import report, report_front, report_read
 from hwdarts_jax.latency import cost
 from hwdarts_jax.latency import table as table_lib
-from hwdarts_jax.report import costs, curves, page
+from hwdarts_jax.report import page
 from hwdarts_jax.runtime import workdir as workdir_lib
 from hwdarts_jax.spaces import discretize
 from hwdarts_jax.spaces.spec import Genotype
@@ -130,7 +130,7 @@ def test_every_space_is_drawn_with_the_ops_and_costs_of_its_network(
     assert all(last[e['src']] < last[e['dst']] for e in kind['edges'])
 
 
-def test_the_same_files_give_the_same_page_and_pictures(searches):
+def test_the_same_files_give_the_same_page(searches):
   folder, _ = searches['darts']
   content = _collect(folder)
   assert page.render(content) == page.render(_collect(folder))
@@ -313,9 +313,56 @@ def test_damaged_files_are_named(tmp_path, name, content, words):
   report_runs.write_search(tmp_path / 'run')
   (tmp_path / 'run' / name).write_text(content)
   with pytest.raises(workdir_lib.UserError) as error:
-    _collect(tmp_path / 'run')
+    report.run(None, str(tmp_path / 'run'))
   for word in words:
     assert word in str(error.value)
+  assert not (tmp_path / 'run' / 'report.html').exists()
+
+
+def _places(record, path=()):
+  """Paths of all values of nested JSON."""
+  inner = record.items() if isinstance(record, dict) else enumerate(record)
+  for key, value in inner:
+    yield (*path, key)
+    if isinstance(value, dict | list):
+      yield from _places(value, (*path, key))
+
+
+@hypothesis.settings(
+  max_examples=25,
+  suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+@hypothesis.given(data=st.data())
+def test_a_record_with_any_value_changed_is_shown_or_refused(
+  mutable, monkeypatch, data
+):
+  """A page or a message, and never a traceback."""
+  folder, texts = mutable
+  monkeypatch.setattr(report.figures, 'write', lambda *_: '')
+  name = data.draw(st.sampled_from(sorted(texts)))
+  record = json.loads(texts[name])
+  *path, last = data.draw(st.sampled_from(sorted(_places(record), key=str)))
+  inner = record
+  for key in path:
+    inner = inner[key]
+  values = [None, True, -1, 0, 1e400, 10**40, '', '<b>', [], {}, [1], {'a': 1}]
+  inner[last] = data.draw(st.sampled_from(values))
+  (folder / name).write_text(json.dumps(record))
+  try:
+    report.run(None, str(folder))
+  except workdir_lib.UserError:
+    pass
+  finally:
+    (folder / name).write_text(texts[name])
+
+
+@pytest.fixture(scope='module')
+def mutable(tmp_path_factory):
+  """A workdir and the JSON files of it that a test changes."""
+  folder = tmp_path_factory.mktemp('mutable') / 'run'
+  report_runs.write_search(folder)
+  names = ('genotype.json', 'config.json')
+  return folder, {n: (folder / n).read_text() for n in names}
 
 
 @pytest.mark.parametrize(
@@ -334,68 +381,3 @@ def test_commands_that_cannot_be_are_one_message(nursery, args, words):
   assert result.code == 2
   assert 'Traceback' not in result.err
   assert all(word in result.err for word in words), result.err
-
-
-@hypothesis.given(
-  weights=st.lists(st.floats(-5, 5), min_size=1, max_size=7),
-  bonus=st.floats(-5, 5),
-)
-def test_shapley_values_are_fair(weights, bonus):
-  """What is additive goes to its player; what two make together is halved."""
-
-  def value(masks):
-    both = masks[:, 0] & masks[:, -1]
-    return masks @ np.array(weights) + bonus * both
-
-  found = costs.shapley(value, len(weights))
-  want = np.array(weights, np.float64)
-  want[0] += bonus / 2
-  want[-1] += bonus / 2
-  np.testing.assert_allclose(found, want, atol=1e-9)
-
-
-def test_drawn_shapley_values_add_up_and_come_near():
-  """For 12 players, of whom pairs work together."""
-  pairs = [(i, i + 1) for i in range(11)]
-
-  def value(masks):
-    return masks.sum(1) + sum(masks[:, i] & masks[:, j] for i, j in pairs)
-
-  found = costs.shapley(value, 12)
-  assert found.sum() == pytest.approx(12 + 11)
-  want = 1 + np.array([0.5] + [1.0] * 10 + [0.5])
-  np.testing.assert_allclose(found, want, atol=0.1)
-
-
-def test_milliseconds_of_whole_networks_are_divided_without_rest():
-  """A runtime that drops dead ops: they take nothing, and the sum is right."""
-  spec = spaces.make('nasbench201', **report_runs.DEPLOY['nasbench201'])
-  genotype = spaces.from_text(
-    'nasbench201',
-    '|nor_conv_3x3~0|+|nor_conv_1x1~0|none~1|+|skip_connect~0|none~1|none~2|',
-  )
-
-  def predict(gates):  # nothing but the edge 0 -> 3 is on a path
-    return 2.0 + 3.0 * gates['cell'][..., 3, 1]
-
-  split = costs.of(spec, genotype, predict, None)
-  assert split.how == 'shapley'
-  assert split.total_ms == pytest.approx(5.0)
-  by_row = {p.row: p.ms for p in split.parts if p.row is not None}
-  assert by_row == pytest.approx({0: 0, 1: 0, 2: 0, 3: 3.0, 4: 0, 5: 0})
-
-
-@hypothesis.given(st.integers(1, 5000))
-def test_thinned_lines_keep_both_ends(count):
-  picked = curves.thin(count)
-  assert picked[0] == 0 and picked[-1] == count - 1
-  assert len(picked) == len(set(picked)) <= curves.MAX_POINTS
-
-
-def test_figures_that_are_not_finite_are_gaps():
-  rows = [
-    {'step': s, 'train_loss': float('nan') if s == 2 else 1 / s}
-    for s in (1, 2, 3)
-  ]
-  (panel,) = curves.panels(rows, curves.SEARCH)
-  assert [v for _, v in panel['lines'][0]['points']] == [1.0, None, 0.33333]

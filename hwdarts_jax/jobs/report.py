@@ -8,10 +8,12 @@ network. Nothing is trained; the same inputs give the same page.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 
 from etils import epath
 import jax
+import jinja2
 import ml_collections
 
 from hwdarts_jax.jobs import (
@@ -46,7 +48,7 @@ def run(
   # Without the lock: a run that goes on may be looked at, and nothing of it is
   # written to.
   own = report_read.read(workdir)
-  with metrics_lib.heartbeat('making the report'):
+  with metrics_lib.heartbeat('making the report'), _damage_is_told(own.path):
     content = collect(own, report_front.compared(compare))
     if jax.process_index() != 0:
       return
@@ -67,30 +69,45 @@ def collect(
   """
   family = report_read.family(own, others)
   families = [family, *map(report_read.family, others)]
+  about = report_architecture.subject(family)
+  if about is None:
+    return report_sections.unfinished(own, family)
+  known = report_architecture.latency(about)
+  source = family.get('pareto', family.get('search'))
+  rows = source.rows if source is not None else []
+  architectures = [
+    report_architecture.architecture(about, i, known, rows)
+    for i in range(len(about.found))
+  ]
+  return report_sections.content(
+    own,
+    family,
+    about,
+    known,
+    architectures,
+    report_front.of(families, about),
+    report_checks.warnings(family, known, architectures),
+  )
+
+
+@contextlib.contextmanager
+def _damage_is_told(path: epath.Path) -> Iterator[None]:
+  """Whatever is wrong with a record that was read becomes one message."""
   try:
-    about = report_architecture.subject(family)
-    if about is None:
-      return report_sections.unfinished(own, family)
-    known = report_architecture.latency(about)
-    source = family.get('pareto', family.get('search'))
-    rows = source.rows if source is not None else []
-    architectures = [
-      report_architecture.architecture(about, i, known, rows)
-      for i in range(len(about.found))
-    ]
-    return report_sections.content(
-      own,
-      family,
-      about,
-      known,
-      architectures,
-      report_front.of(families, about),
-      report_checks.warnings(family, known, architectures),
-    )
-  except (KeyError, TypeError, AttributeError, IndexError, ValueError) as e:
+    yield
+  except workdir_lib.UserError:
+    raise
+  except (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    jinja2.TemplateError,
+  ) as e:
     raise workdir_lib.UserError(
-      f'{own.path}, or a run that belongs to it, has a record that cannot be '
-      f'read ({type(e).__name__}: {e}): it may be of another version.'
+      f'{path}, or a run that belongs to it, has a record that cannot be read '
+      f'({type(e).__name__}: {e}): it is damaged, or of another version.'
     ) from e
 
 
