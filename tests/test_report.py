@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shlex
 
 import hypothesis
 from hypothesis import strategies as st
@@ -55,9 +56,12 @@ def test_a_real_search_and_training_are_reported_by_the_command(
   nursery, finished, retrained, tmp_path
 ):
   workdir, trained = finished[0], retrained[0]
-  result = nursery.run(
-    '--config.job=report', f'--workdir={workdir}', f'--compare={trained}'
-  )
+  # The command that the search itself has printed.
+  lines = [
+    shlex.split(x) for x in finished[1].out.splitlines() if '=report' in x
+  ]
+  (args,) = (words[words.index('hwdarts_jax.main') + 1 :] for words in lines)
+  result = nursery.run(*args, f'--compare={trained}')
   assert result.code == 0, result.err
   text = (workdir / 'report.html').read_text()
   record = json.loads((workdir / 'genotype.json').read_text())
@@ -183,6 +187,21 @@ def test_an_unfinished_run_shows_its_curves_and_says_so(tmp_path):
   assert 'not finished; its metrics end at step 300' in content['headline']
   assert content['curves']['search']
   assert 'no architecture to draw' in page.render(content)
+
+
+def test_an_evaluation_alone_has_nothing_to_draw(tmp_path):
+  """It leads to its search; without that, a message says what is needed."""
+  report_runs.write_search(tmp_path / 'search')
+  folder = tmp_path / 'evaluate'
+  folder.mkdir()
+  own = {'job': 'evaluate', 'evaluate': {'search_workdir': 'runs/search'}}
+  (folder / 'config.json').write_text(json.dumps({'config': own}))
+  (folder / 'evaluate.json').write_text('{}')
+  content = _collect(folder)
+  assert content['architectures'][0]['kinds']
+  (tmp_path / 'search').rename(tmp_path / 'moved')
+  with pytest.raises(workdir_lib.UserError, match='is not there'):
+    _collect(folder)
 
 
 def test_warnings_tell_what_a_reader_must_know(tmp_path):

@@ -10,7 +10,7 @@ from etils import epath
 import numpy as np
 
 from hwdarts_jax import spaces
-from hwdarts_jax.jobs import common
+from hwdarts_jax.jobs import common, summary
 from hwdarts_jax.latency import projection
 from hwdarts_jax.runtime import front_plot
 from hwdarts_jax.runtime import workdir as workdir_lib
@@ -159,6 +159,7 @@ def of(path: epath.Path) -> str:
     f'Accuracy is that of the shared params on {content["search"]["data"]}: '
     'train a member to know what it is worth, with --config.job=retrain '
     f'--config.retrain.genotype={member_path(path, 0)}',
+    f'See them: {summary.report_command(path)}',
     f'Everything is in {path}: {FRONT}, {PICTURE}, {MEMBERS}/, metrics.jsonl, '
     'tensorboard/, checkpoints/, config.json',
   ]

@@ -70,6 +70,11 @@ def collect(
   family = report_read.family(own, others)
   families = [family, *map(report_read.family, others)]
   about = report_architecture.subject(family)
+  if about is None and own.result is not None:
+    raise workdir_lib.UserError(
+      f'{own.path} is of job {own.job!r}, and the search that it looked at is '
+      'not there: give the workdir of that as --workdir.'
+    )
   if about is None:
     return report_sections.unfinished(own, family)
   known = report_architecture.latency(about)

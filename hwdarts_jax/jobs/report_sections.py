@@ -319,8 +319,9 @@ def _commands(own: Run, family: Family) -> list[Facts]:
     ('Watch the metrics', f'tensorboard --logdir {folder}'),
     (
       'This report, beside other runs',
-      f'{summary.interpreter()} -m hwdarts_jax.main --config.job=report '
-      f'--workdir={folder} --compare=OTHER_WORKDIR,A_FOLDER_OF_WORKDIRS',
+      summary.report_command(
+        own.path, '--compare=OTHER_WORKDIR,A_FOLDER_OF_WORKDIRS'
+      ),
     ),
   ]
   return [{'title': title, 'text': text} for title, text in found]

@@ -187,6 +187,8 @@ def of_search(path: epath.Path) -> str:
       f'{deploy["random_ms"]["p95"]:.2f} ms (5th to 95th percentile)',
       f'Everything is in {path}: genotype.json, search.png, metrics.jsonl, '
       'tensorboard/, checkpoints/, config.json',
+      'See how it came about:',
+      f'  {report_command(path)}',
       'Next, train it:',
       f'  {retrain_command(path)}',
     ]
@@ -250,6 +252,12 @@ def retrain_member_command(path: epath.Path) -> str:
   """The command that trains the first member of a population."""
   member = path / 'members' / '00.json'
   return _next_command(path, 'retrain', 'retrain.genotype', member)
+
+
+def report_command(path: epath.Path, *more: str) -> str:
+  """The command that makes the report of a workdir; `more` are flags."""
+  words = ['--config.job=report', f'--workdir={path}', *more]
+  return shlex.join([interpreter(), '-m', 'hwdarts_jax.main', *words])
 
 
 def evaluate_command(path: epath.Path) -> str:
