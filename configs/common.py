@@ -11,6 +11,8 @@ from typing import Any
 
 import ml_collections
 
+from configs import recipes
+
 # Zeros are filled in from the data set.
 _FROM_DATA = {'num_classes': 0, 'image_size': 0, 'image_channels': 0}
 # Choices of the space mobile, that all its specs share.
@@ -44,6 +46,8 @@ _NO_AUGMENT: dict[str, Any] = {
   'rand_ops': 0,
   'rand_magnitude': 0.0,
 }
+# Of photographs, whose sizes vary; other images are taken as they are.
+IMAGE_SIZES = {'imagenet2012': 224, 'tf_flowers': 160}
 # How multipliers are found; see hwdarts_jax.bilevel.dual.
 DUAL = {
   'proportional': 5.0,
@@ -146,14 +150,16 @@ def search_config(
   Args:
     source: path of the config file, for the commands that summaries print.
     device: whose latency table counts.
-    arg: `space`, `dataset` and `runlocal`.
+    arg: `space`, `dataset`, `recipe` and `runlocal`.
     runner: of the harness, by which the device is measured.
     dtype: of the networks on the device, likewise.
 
   Raises:
     ValueError: the argument is not one of ours.
   """
-  parsed = parse_arg(arg, space='nasbench201', dataset='digits', runlocal=False)
+  parsed = parse_arg(
+    arg, space='nasbench201', dataset='digits', recipe='', runlocal=False
+  )
   if parsed.space not in SEARCH_SPECS:
     raise ValueError(
       f'config argument space is {parsed.space!r}; known are '
@@ -184,32 +190,41 @@ def search_config(
       f'--runner={runner} --dtype={dtype} --out={table}.json'
     ),
   }
-  config.data = _data(parsed.dataset)
+  config.data = data(parsed.dataset)
   _set_method(config)
   if parsed.space == 'mobile':  # 19 candidates a block, on one set of weights
     config.network.evaluation = 'shared'
   _set_schedule(config, small, parsed.runlocal)
-  config.retrain = _retrain(parsed.dataset, small, parsed.runlocal)
-  config.export = _export(parsed.runlocal)
+  config.retrain = recipes.retrain(
+    parsed.recipe or recipes.default(parsed.space, parsed.dataset, small),
+    augment(parsed.dataset)
+    | ({'cutout': 16} if parsed.dataset == 'cifar10' else {}),
+    'search' if small else 'deploy',
+    parsed.runlocal,
+  )
+  if (parsed.space, parsed.dataset) == ('mobile', 'imagenet2012'):
+    config.network.dtype = 'bfloat16'
+    config.retrain.images_per_second = recipes.MOBILE_RATE
+  config.export = export(parsed.runlocal)
   config.population = _population(parsed.runlocal)
   config.evaluate = _evaluate()
   config.describe = describe()
   return config
 
 
-def _data(dataset: str) -> dict[str, Any]:
+def data(dataset: str) -> dict[str, Any]:
   """The section of the data set, of all jobs that train."""
   return {
     'name': dataset,
     'data_dir': '',
-    'image_size': 0,
+    'image_size': IMAGE_SIZES.get(dataset, 0),
     'split_seed': 0,
     'resident': 'auto',  # on the devices: true, false, or disk
     'max_resident_mb': 2048,
     'workers': 'auto',  # processes that decode images on disk; 0: threads
     # Of the shorter side, what tests of resized images show.
-    'eval_crop': 1.0,
-    'augment': _augment(dataset),
+    'eval_crop': 0.875 if dataset == 'imagenet2012' else 1.0,
+    'augment': augment(dataset),
   }
 
 
@@ -233,21 +248,29 @@ def describe() -> dict[str, Any]:
   }
 
 
-def _augment(dataset: str) -> dict[str, Any]:
+def augment(dataset: str) -> dict[str, Any]:
+  """How images of a data set may vary, without changing what they are."""
   if dataset == 'digits':  # a mirrored digit is another sign
     return _NO_AUGMENT | {'pad': 1, 'cutout': 4}
+  if dataset in IMAGE_SIZES:
+    return _NO_AUGMENT | {'crop_area': 0.08, 'flip': True}
   return _NO_AUGMENT | {'pad': 4, 'flip': dataset != 'mnist'}
 
 
-def _set_method(config) -> None:
-  """Sets the sections that say how alphas are found."""
-  config.network = {
+def network() -> dict[str, Any]:
+  """The section of how networks are evaluated."""
+  return {
     'bn_groups': 8,
     'bn_momentum': 0.9,
     'dtype': 'float32',
     'depthwise': 'auto',
     'evaluation': 'auto',
   }
+
+
+def _set_method(config) -> None:
+  """Sets the sections that say how alphas are found."""
+  config.network = network()
   config.relaxation = {
     'name': 'softmax',
     'temperature_start': 1.0,
@@ -286,6 +309,9 @@ def _set_schedule(config, small: bool, runlocal: bool) -> None:
     'checkpoint_every_steps': 10 if runlocal else 100 if small else 500,
     'eval_every_steps': num_steps // 2 if small else 1950,
     'keep_checkpoints': 3,
+    # Of one device, as it is known; the cost that is printed at the start is
+    # computed from it.
+    'images_per_second': 0.0,
     'memory_gb': 0.0,  # on each device; 0 is all, with nothing saved
     'selection': 'argmax',
   }
@@ -328,7 +354,7 @@ def _population(runlocal: bool) -> dict[str, Any]:
   }
 
 
-def _export(runlocal: bool) -> dict[str, Any]:
+def export(runlocal: bool) -> dict[str, Any]:
   """The section of the job `export`."""
   return {
     'retrain_workdir': '',  # of a finished training
@@ -338,36 +364,4 @@ def _export(runlocal: bool) -> dict[str, Any]:
     'num_images': 32 if runlocal else 1000,  # test images, 0: all of them
     'runner': 'host',  # what measures the files; empty: nothing
     'rounds': 1 if runlocal else 5,
-  }
-
-
-def _retrain(dataset: str, small: bool, runlocal: bool) -> dict[str, Any]:
-  """The section of the job `retrain`."""
-  augment = _augment(dataset)
-  if dataset == 'cifar10':
-    augment['cutout'] = 16
-  return {
-    'search_workdir': '',  # of a finished search, or:
-    'genotype': '',  # path of a genotype.json
-    'spec': 'search' if small else 'deploy',
-    'inherit': False,
-    'num_epochs': 2 if runlocal else 30 if small else 600,
-    'batch_size': 64 if small else 96,
-    'eval_batch_size': 256,
-    'steps_per_call': 1,
-    'checkpoint_every_epochs': 1 if runlocal else 5,
-    'keep_checkpoints': 3,
-    'label_smoothing': 0.1 if small else 0.0,
-    'ema_decay': 0.99 if small else 0.999,
-    'drop_path': 0.0 if small else 0.2,
-    'augment': augment,
-    'optimizer': {
-      'name': 'sgd',
-      'learning_rate': 0.1 if small else 0.025,
-      'momentum': 0.9,
-      'nesterov': True,
-      'weight_decay': 5e-4 if small else 3e-4,
-      'schedule': 'cosine',
-      'clip_norm': 5.0,
-    },
   }

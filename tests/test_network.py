@@ -14,7 +14,7 @@ from hwdarts_jax import spaces
 from hwdarts_jax.models import network, ops
 from hwdarts_jax.models.network import Network
 from hwdarts_jax.spaces import discretize
-from hwdarts_jax.spaces.spec import Choice, Genotype
+from hwdarts_jax.spaces.spec import CellSpec, Choice, Genotype
 
 every_space = pytest.mark.parametrize('name', spaces.names())
 
@@ -368,3 +368,60 @@ def test_supernets_are_not_dropped():
   )
   dropped = apply(drop_path=0.9, rngs={'drop_path': jax.random.key(0)})[0]
   np.testing.assert_array_equal(dropped, apply()[0])
+
+
+def test_drop_path_of_each_cell_is_that_of_all_where_they_agree():
+  """A mapping names the cells that are dropped; others are left alone."""
+  net, variables, x = _derived('darts', 'dil_conv_3x3')
+  run = functools.partial(
+    _run, net, variables, x, jax.random.key(0), train=True
+  )
+  names = [c.name for c in net.spec.all_cells]
+  np.testing.assert_array_equal(
+    run(drop_path=dict.fromkeys(names, 0.6)), run(drop_path=0.6)
+  )
+  np.testing.assert_array_equal(run(drop_path={}), run())
+  last = [c.name for c in net.spec.cells][-1]
+  assert not np.array_equal(run(drop_path={last: 0.6}), run())
+
+
+def test_drop_path_drops_what_fixed_residual_blocks_add():
+  """Stochastic depth: x, or x and what the block adds over keep; the mean
+  stays. A fixed op that adds nothing of its input is never dropped.
+  """
+  for name, kept in (('mb_conv_3x3_e1', False), ('conv_bn_3x3', True)):
+    cell = CellSpec.fixed('c', 'image', name, 2)
+    block = network.Cell(cell, ops.Context())
+    x = jax.random.normal(jax.random.key(0), (2000, 2, 2, 2))
+    variables = block.init(jax.random.key(1), {0: x}, None, False, 0.0)
+    run = functools.partial(
+      block.apply, variables, {0: x}, None, True, mutable=['batch_stats']
+    )
+    whole = run(0.0)[0]
+    dropped = run(0.2, rngs={'drop_path': jax.random.key(2)})[0]
+    if kept:
+      np.testing.assert_array_equal(dropped, whole)
+      continue
+    factor = ((dropped - x) * (whole - x)).sum((1, 2, 3)) / (
+      (whole - x) ** 2
+    ).sum((1, 2, 3))
+    is_kept = np.asarray(factor) > 0.5
+    np.testing.assert_allclose(factor[is_kept], 1 / 0.8, rtol=1e-3)
+    np.testing.assert_allclose(factor[~is_kept], 0, atol=1e-3)
+    assert abs(factor.mean() - 1) < 4 * np.sqrt(0.2 / 0.8 / 2000)
+
+
+def test_dropout_before_the_classifier_keeps_the_expectation():
+  """Logits scatter around those of all features, and only in training."""
+  net, variables, x = _derived()
+  same = jnp.tile(x, (750, 1, 1, 1))  # statistics are those of four
+  run = functools.partial(net.apply, variables, same, mutable=['batch_stats'])
+  whole = run(train=True)[0][0]
+  rngs = {'dropout': jax.random.key(0)}
+  found = run(train=True, dropout=0.4, rngs=rngs)[0][::4]
+  spread = found.std(0)
+  assert (spread > 0).all()
+  assert (abs(found.mean(0) - whole) < 4.5 * spread / np.sqrt(750)).all()
+  np.testing.assert_array_equal(
+    run(train=False, dropout=0.4)[0], run(train=False)[0]
+  )

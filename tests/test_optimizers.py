@@ -181,3 +181,52 @@ def test_a_schedule_needs_steps_and_a_rate():
     optimizers.make('sgd', LR, 0)
   with pytest.raises(ValueError, match=r'learning_rate is -0\.1'):
     optimizers.make('sgd', -0.1, 1)
+
+
+def test_the_exponential_schedule_falls_in_stairs():
+  """Times 0.5 after every 3 updates, those of the warm-up included."""
+  rate = optimizers.make_schedule(
+    0.8, 20, schedule='exponential', warmup_steps=2, decay_rate=0.5,
+    decay_steps=3,
+  )  # fmt: skip
+  found = [float(rate(step)) for step in range(8)]
+  np.testing.assert_allclose(
+    found, [0.4, 0.8, 0.8, 0.4, 0.4, 0.4, 0.2, 0.2], rtol=1e-6
+  )
+
+
+def test_rmsprop_can_begin_as_in_tensorflow():
+  """Averages of squares begin with ones, and the epsilon is in the root."""
+
+  def rule(p, g, memory, t):
+    memory['v'] = 0.9 * memory.get('v', 1) + 0.1 * g**2
+    memory['buffer'] = 0.8 * memory.get('buffer', 0) + g / np.sqrt(
+      memory['v'] + 1e-3
+    )
+    return p - LR * memory['buffer']
+
+  ours = _run(
+    'rmsprop', schedule='constant', decay=0.9, momentum=0.8, eps=1e-3,
+    eps_in_sqrt=True, initial_scale=1.0,
+  )  # fmt: skip
+  _assert_equal(ours, _by_hand(rule))
+
+
+@pytest.mark.parametrize('name', ['sgd', 'adam', 'adamw', 'rmsprop'])
+def test_weight_decay_can_spare_biases_and_batch_norms(name):
+  """Leaves of one axis move as without decay, kernels as with it."""
+  params = {'bias': jnp.array([1.0, -2.0]), 'kernel': jnp.array([[1.0, -2.0]])}
+  grads = jax.tree.map(lambda p: 0.1 * p, params)
+
+  def moved(**settings):
+    optimizer = optimizers.make(name, 0.1, 1, schedule='constant', **settings)
+    state = optimizer.init(params)
+    return optimizer.update(grads, state, params)[0]
+
+  spared = moved(weight_decay=0.5, decay_kernels_only=True)
+  plain, decayed = moved(), moved(weight_decay=0.5)
+  np.testing.assert_array_equal(spared['bias'], plain['bias'])
+  np.testing.assert_array_equal(spared['kernel'], decayed['kernel'])
+  # Adam decays before it normalizes, so that its first step does not tell.
+  if name != 'adam':
+    assert not np.array_equal(plain['kernel'], decayed['kernel'])

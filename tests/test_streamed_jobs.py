@@ -109,6 +109,9 @@ def test_a_streamed_training_stopped_in_mid_epoch_ends_the_same(
         'retrain.augment.colour': 0.2,
         'retrain.augment.rand_ops': 1,
         'retrain.augment.rand_magnitude': 5.0,
+        'retrain.mixup': 0.2,
+        'retrain.cutmix': 1.0,
+        'retrain.optimizer.warmup_epochs': 1.0,
       }
       | changes
     )

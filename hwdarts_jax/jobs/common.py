@@ -362,7 +362,14 @@ def learning_rate(
   optimizer: Mapping[str, Any], num_steps: int
 ) -> optimizers.Schedule:
   """The schedule step -> learning rate of an optimizer's section."""
-  names = ('learning_rate', 'schedule', 'warmup_steps', 'final_learning_rate')
+  names = (
+    'learning_rate',
+    'schedule',
+    'warmup_steps',
+    'final_learning_rate',
+    'decay_rate',
+    'decay_steps',
+  )
   return optimizers.make_schedule(
     num_steps=num_steps, **{k: v for k, v in optimizer.items() if k in names}
   )

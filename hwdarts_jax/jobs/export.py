@@ -85,11 +85,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       workdir,
       config.to_dict(),
       ignore=('export.runner', 'export.rounds'),
-      hashes={
-        'spec': task.training.network.spec.spec_hash(),
-        'params': _digest(task.variables),
-      }
-      | task.training.latency.hashes(),
+      hashes=task.training.hashes() | {'params': _digest(task.variables)},
     )
     if (path / RESULT).exists():
       record = json.loads((path / RESULT).read_text())
@@ -108,7 +104,7 @@ def make(config: ml_collections.ConfigDict) -> Task:
   """Reads the training that the config names; see `run` for errors."""
   if jax.process_count() > 1:
     raise ValueError('one process exports a network; leave out --multihost.')
-  settings_lib.check(config.to_dict())
+  settings_lib.check_trained(config.to_dict())
   settings = config.export
   if not settings.retrain_workdir:
     raise ValueError(
@@ -121,7 +117,8 @@ def make(config: ml_collections.ConfigDict) -> Task:
   made_by = _read(folder, 'config.json')['config']
   _check_same(config, made_by, folder)
   training = retrain_job.make(_as_trained(config, made_by, folder))
-  common.fit_search_spec(config, training.train)
+  if not settings_lib.is_fixed(config.to_dict()):
+    common.fit_search_spec(config, training.train)
   if training.space.spec_hash() != trained['trained']['spec_hash']:
     raise ValueError(
       f'{folder} trained a network of {trained["trained"]["spec"]}, but '
@@ -194,6 +191,7 @@ def _as_trained(
     'search_workdir': '',
     'genotype': str(folder / retrain_job.RESULT),
     'inherit': False,
+    'distill': made_by['retrain']['distill'] | {'workdir': ''},
   }
   return ml_collections.ConfigDict(plain)
 

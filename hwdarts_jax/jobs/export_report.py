@@ -7,7 +7,6 @@ from typing import Any
 
 from etils import epath
 
-from hwdarts_jax import spaces
 from hwdarts_jax.jobs import common
 
 RESULT = 'export.json'
@@ -41,7 +40,7 @@ def record(
   return {
     'space': training.genotype.space,
     'genotype': training.genotype.to_dict(),
-    'text': spaces.to_text(training.genotype),
+    'text': training.text,
     'seed': training.config.seed,
     'trained': {
       'workdir': task.config.export.retrain_workdir,
@@ -72,7 +71,11 @@ def _predicted(task: Any) -> dict[str, Any]:
   """Predicted ms of the network in each spec, None where nothing is known."""
   training = task.training
   latency = training.latency
+  spec = task.config.space.deploy.to_dict()
   ms: dict[str, float | None] = {}
+  if latency is None:
+    ms = dict.fromkeys(task.specs())
+    return {'device': None, 'spec': spec, 'ms': ms}
   deploy_ms = latency.of(training.specs.deploy, training.genotype)
   if 'deploy' in task.specs():
     ms['deploy'] = deploy_ms
@@ -83,12 +86,7 @@ def _predicted(task: Any) -> dict[str, Any]:
       ms['trained'] = None
   else:
     ms['trained'] = deploy_ms
-  return {
-    'device': latency.device,
-    **latency.source,
-    'spec': task.config.space.deploy.to_dict(),
-    'ms': ms,
-  }
+  return {'device': latency.device, **latency.source, 'spec': spec, 'ms': ms}
 
 
 def of(path: epath.Path) -> str:
@@ -134,12 +132,13 @@ def _timed(
   device = measured['device']
   threads = f', {device["threads"]} thread(s)' if device['threads'] else ''
   networks = measured['networks']
+  known = predicted['device']
   dtypes = list(dict.fromkeys(d for found in networks.values() for d in found))
   heading = ''.join(f' {d:>9}' for d in dtypes)
   lines = [
     f'Milliseconds of one image by {runner} ({device["soc"] or "unknown"}, '
     f'{device["runtime"]} {device["runtime_version"] or ""}{threads}):',
-    f'  {"":24}{heading}   predicted for {predicted["device"]}',
+    f'  {"":24}{heading}' + (f'   predicted for {known}' if known else ''),
   ]
   for network, found in networks.items():
     values = [(found.get(d) or {}).get('ms') for d in dtypes]

@@ -12,18 +12,28 @@ import functools
 from typing import Any
 
 from etils import epath
-from flax import struct
 import jax
-import jax.numpy as jnp
 import ml_collections
 import optax
 
 from hwdarts_jax import spaces
 from hwdarts_jax.data import pipeline
 from hwdarts_jax.data.augment import Augment
-from hwdarts_jax.jobs import common, feeding, genotype_files, inherited, summary
+from hwdarts_jax.jobs import (
+  common,
+  expense,
+  feeding,
+  genotype_files,
+  inherited,
+  retrain_settings,
+  summary,
+  train_state,
+  train_step,
+)
 from hwdarts_jax.jobs import loop as loop_lib
 from hwdarts_jax.jobs import settings as settings_lib
+from hwdarts_jax.jobs import teacher as teacher_lib
+from hwdarts_jax.jobs.train_state import TrainState
 from hwdarts_jax.models import network as network_lib
 from hwdarts_jax.runtime import distributed, plots, sharding
 from hwdarts_jax.runtime import metrics as metrics_lib
@@ -34,37 +44,22 @@ RESULT = 'retrain.json'
 _SHOWN = ('train_loss', 'train_accuracy', 'learning_rate')
 
 
-class TrainState(struct.PyTreeNode):
-  """The state of a training; the whole checkpoint.
-
-  Attributes:
-    step: i32[], steps done.
-    variables: 'params' and 'batch_stats'.
-    average: exponential moving average of `variables`.
-    opt: optimizer state.
-    rng: typed key; folded with the step, never changed.
-  """
-
-  step: jax.Array
-  variables: Any
-  average: Any
-  opt: Any
-  rng: jax.Array
-
-
 @dataclasses.dataclass(frozen=True)
 class Training:
   """Everything a training needs besides its state.
 
   Attributes:
     config: the resolved config.
-    specs: search and deploy, with all their choices.
+    specs: search and deploy, with all their choices; the same one where there
+      are no choices.
     trained: settings of the space whose network is trained.
     space: that space.
-    genotype: the architecture.
+    genotype: the architecture; empty where there are no choices.
+    text: what it is called.
     latency: of the deploy spec; here, so that a table that lacks it is found
-      before the training.
+      before the training. None where no table is named.
     network: discrete, in the spec that is trained.
+    teacher: whose answers are imitated, if any.
     optimizer: of params.
     learning_rate: step -> learning rate.
     train: the whole train split.
@@ -78,14 +73,25 @@ class Training:
   trained: dict[str, Any]
   space: NetworkSpec
   genotype: Genotype
-  latency: common.LatencyModel
+  text: str
+  latency: common.LatencyModel | None
   network: network_lib.Network
+  teacher: teacher_lib.Teacher | None
   optimizer: optax.GradientTransformation
   learning_rate: optax.Schedule
   train: feeding.Images
   test: feeding.Images
   mesh: jax.sharding.Mesh
   schedule: loop_lib.Schedule
+
+  def hashes(self) -> dict[str, str]:
+    """Of all that a resumed run must have as it was."""
+    found = {'spec': self.network.spec.spec_hash()}
+    if self.latency is not None:
+      found |= self.latency.hashes()
+    if self.teacher is not None:
+      found['teacher'] = self.teacher.digest()
+    return found
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -98,10 +104,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   training = make(config)
   with workdir_lib.lock(workdir):
     path = workdir_lib.prepare(
-      workdir,
-      config.to_dict(),
-      hashes={'spec': training.network.spec.spec_hash()}
-      | training.latency.hashes(),
+      workdir, config.to_dict(), hashes=training.hashes()
     )
     distributed.check_shared(path)
     loop_lib.keep_compiled(path, config.deterministic)
@@ -109,18 +112,21 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       print(
         f'{path} is finished already; a new training needs a new --workdir.'
       )
-    elif not _train(training, path):
-      return
+    else:
+      if distributed.is_first():
+        print(expense.of_training(training))
+      if not _train(training, path):
+        return
     if distributed.is_first():
       print(summary.of_retrain(path))
 
 
 def make(config: ml_collections.ConfigDict) -> Training:
   """Builds everything from the config; see `run` for errors."""
-  settings_lib.check(config.to_dict())
+  settings_lib.check_trained(config.to_dict())
   settings = config.retrain
   # First: a typo need not wait for the data.
-  make_latency = common.load_latency(config.latency)
+  make_latency = _latency_maker(config)
   train, test = (
     feeding.load_data(
       config.data.to_dict(),
@@ -129,19 +135,14 @@ def make(config: ml_collections.ConfigDict) -> Training:
     )
     for split in ('train', 'test')
   )
-  common.fit_search_spec(config, train)
-  specs = common.make_specs(config.space.to_dict())
-  trained = common.trained_settings(config, settings.spec, train)
-  space = spaces.make(config.space.name, **trained)
-  if settings.inherit and settings.spec != 'search':
-    raise ValueError(
-      "retrain.inherit needs retrain.spec 'search', whose supernet was trained."
-    )
-  genotype, derived = genotype_files.read('retrain', settings, space)
-  if settings.inherit and not settings.search_workdir:
-    raise ValueError('retrain.inherit needs retrain.search_workdir.')
+  specs, trained, space = _spaces(config, train)
+  genotype, derived, text = _architecture(config, space, trained)
   network = network_lib.Network(
-    derived, common.make_context(config.network.to_dict(), affine=True)
+    derived,
+    common.make_context(
+      config.network.to_dict() | {'bn_momentum': settings.bn_momentum},
+      affine=True,
+    ),
   )
   common.check_data(train, space, settings.spec)
   mesh = sharding.make_mesh(config.num_devices or None)
@@ -152,32 +153,92 @@ def make(config: ml_collections.ConfigDict) -> Training:
     'retrain.batch_size',
   )
   feeding.check_fits('retrain.batch_size', settings.batch_size, train)
-  steps_per_epoch = train.num_examples // settings.batch_size
-  schedule = loop_lib.Schedule(
-    settings.num_epochs * steps_per_epoch,
-    steps_per_epoch,
-    settings.checkpoint_every_epochs * steps_per_epoch,
-    settings.steps_per_call,
-    settings.keep_checkpoints,
+  schedule = _schedule(settings, train)
+  in_steps = retrain_settings.in_steps(
+    settings.optimizer.to_dict(), schedule.log_every_steps
   )
-  optimizer = common.section(config, 'retrain', 'optimizer')
   return Training(
     config,
     specs,
     trained,
     space,
     genotype,
-    make_latency(specs.deploy),
+    text,
+    make_latency(specs.deploy) if make_latency is not None else None,
     network,
-    settings_lib.make_optimizer(
-      'retrain.optimizer', optimizer, schedule.num_steps
+    _teacher(config, derived),
+    retrain_settings.make_checked(
+      retrain_settings.SECTION, in_steps, schedule.num_steps
     ),
-    common.learning_rate(optimizer, schedule.num_steps),
+    common.learning_rate(in_steps, schedule.num_steps),
     train,
     test,
     mesh,
     schedule,
   )
+
+
+def _latency_maker(config: ml_collections.ConfigDict):
+  """What makes the latency model; None where no source of it is named."""
+  latency = config.get('latency')  # published networks have none
+  if latency is None or not (latency.table or latency.predictor):
+    return None
+  return common.load_latency(latency)
+
+
+def _spaces(
+  config: ml_collections.ConfigDict, train: feeding.Images
+) -> tuple[common.Specs, dict[str, Any], NetworkSpec]:
+  """Both specs, and settings and space of the one that is trained."""
+  if settings_lib.is_fixed(config.to_dict()):
+    deploy = spaces.make(config.space.name, **config.space.deploy.to_dict())
+    specs = common.Specs(deploy, deploy)
+  else:
+    common.fit_search_spec(config, train)
+    specs = common.make_specs(config.space.to_dict())
+  trained = common.trained_settings(config, config.retrain.spec, train)
+  return specs, trained, spaces.make(config.space.name, **trained)
+
+
+def _architecture(
+  config: ml_collections.ConfigDict, space: NetworkSpec, trained: dict[str, Any]
+) -> tuple[Genotype, NetworkSpec, str]:
+  """The genotype that is trained, its network, and its name."""
+  settings = config.retrain
+  if settings_lib.is_fixed(config.to_dict()):
+    text = ', '.join(f'{k} {trained[k]}' for k in ('model', 'width'))
+    return Genotype(space.space, {}), space, text
+  if settings.inherit and settings.spec != 'search':
+    raise ValueError(
+      "retrain.inherit needs retrain.spec 'search', whose supernet was trained."
+    )
+  genotype, derived = genotype_files.read('retrain', settings, space)
+  if settings.inherit and not settings.search_workdir:
+    raise ValueError('retrain.inherit needs retrain.search_workdir.')
+  return genotype, derived, spaces.to_text(genotype)
+
+
+def _schedule(
+  settings: ml_collections.ConfigDict, train: feeding.Images
+) -> loop_lib.Schedule:
+  """A row of metrics for each epoch."""
+  steps_per_epoch = train.num_examples // settings.batch_size
+  return loop_lib.Schedule(
+    settings.num_epochs * steps_per_epoch,
+    steps_per_epoch,
+    settings.checkpoint_every_epochs * steps_per_epoch,
+    settings.steps_per_call,
+    settings.keep_checkpoints,
+  )
+
+
+def _teacher(
+  config: ml_collections.ConfigDict, student: NetworkSpec
+) -> teacher_lib.Teacher | None:
+  distill = config.retrain.distill
+  if not distill.workdir:
+    return None
+  return teacher_lib.load(distill.workdir, config.data.name, student)
 
 
 def _train(training: Training, path: epath.Path) -> bool:
@@ -211,18 +272,13 @@ def _train(training: Training, path: epath.Path) -> bool:
 
 def init_state(training: Training) -> TrainState:
   """Fresh variables, or those of the supernet where it has them."""
-  init_rng, step_rng = jax.random.split(jax.random.key(training.config.seed))
-  variables = network_lib.init(training.network, init_rng)
-  settings = training.config.retrain
-  if settings.inherit:
-    variables = inherited.variables(training.config, variables)
-  return TrainState(
-    step=jnp.zeros((), jnp.int32),
-    variables=variables,
-    # A copy: donated buffers must not be shared.
-    average=jax.tree.map(jnp.copy, variables),
-    opt=training.optimizer.init(variables['params']),
-    rng=step_rng,
+  config = training.config
+  state = train_state.init(training.network, training.optimizer, config.seed)
+  if not config.retrain.inherit:
+    return state
+  variables = inherited.variables(config, state.variables)
+  return train_state.init(
+    training.network, training.optimizer, config.seed, variables
   )
 
 
@@ -230,85 +286,20 @@ def _compile(training: Training, state, chunks):
   """Compiles the training step."""
   replicated = sharding.replicated(training.mesh)
   update = jax.jit(
-    functools.partial(_step, training),
+    functools.partial(train_step.step, training),
     donate_argnums=0,
     out_shardings=replicated,
   )
+  # An argument: constants of this size would be compiled into the program.
+  taught_by = None
+  if training.teacher is not None:
+    taught_by = jax.device_put(training.teacher.variables, replicated)
   (compiled,) = loop_lib.compile_together(
     'compiling the training step',
-    [(update, (state, *chunks))],
+    [(update, (state, taught_by, *chunks))],
     training.config.deterministic,
   )
-  return compiled
-
-
-def _step(training: Training, state: TrainState, chunk):
-  """K optimizer steps; metrics are means."""
-  if chunk.indices.shape[0] == 1:
-    return _one_step(training, state, chunk, chunk.indices[0])
-  state, metrics = jax.lax.scan(
-    lambda s, i: _one_step(training, s, chunk, i), state, chunk.indices
-  )
-  return state, jax.tree.map(lambda m: m.mean(0), metrics)
-
-
-def _one_step(training: Training, state: TrainState, chunk, indices):
-  """One optimizer step, and one of the moving average."""
-  settings = training.config.retrain
-  rng = jax.random.fold_in(state.rng, state.step)
-  data_rng, drop_rng = jax.random.split(rng)
-  batch = pipeline.make_batch(
-    chunk.images,
-    chunk.labels,
-    indices,
-    data_rng,
-    Augment(**settings.augment.to_dict()),
-    training.train.mean,
-    training.train.std,
-    training.network.context.dtype,
-  )
-  batch = jax.lax.with_sharding_constraint(
-    batch, sharding.batched(training.mesh)
-  )
-  # The rate of dropping grows linearly over the training, as in DARTS.
-  progress = state.step / training.schedule.num_steps
-  drop_path = settings.drop_path * progress if settings.drop_path else 0.0
-
-  def loss_fn(params):
-    logits, updates = training.network.apply(
-      {'params': params, 'batch_stats': state.variables['batch_stats']},
-      batch['image'],
-      train=True,
-      drop_path=drop_path,
-      mutable=['batch_stats'],
-      rngs={'drop_path': drop_rng},
-    )
-    labels = optax.smooth_labels(
-      jax.nn.one_hot(batch['label'], logits.shape[-1], dtype=logits.dtype),
-      settings.label_smoothing,
-    )
-    loss = optax.softmax_cross_entropy(logits, labels).mean()
-    accuracy = (logits.argmax(-1) == batch['label']).mean()
-    return loss, (updates['batch_stats'], accuracy)
-
-  params = state.variables['params']
-  (loss, (stats, accuracy)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-    params
-  )
-  updates, opt = training.optimizer.update(grads, state.opt, params)
-  variables = {
-    'params': optax.apply_updates(params, updates),
-    'batch_stats': stats,
-  }
-  # Early averages would remember the start: Polyak's warm-up of the decay.
-  decay = jnp.minimum(settings.ema_decay, (1 + state.step) / (10 + state.step))
-  average = optax.incremental_update(variables, state.average, 1 - decay)
-  metrics = {
-    'train_loss': loss,
-    'train_accuracy': accuracy,
-    'grad_norm': optax.tree.norm(grads),
-  }
-  return TrainState(state.step + 1, variables, average, opt, state.rng), metrics
+  return lambda state, *chunks: compiled(state, taught_by, *chunks)
 
 
 def _count_correct(training: Training, variables, batch) -> jax.Array:

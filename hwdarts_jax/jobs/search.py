@@ -26,6 +26,7 @@ from hwdarts_jax.jobs import (
   accuracy,
   common,
   diagnose,
+  expense,
   feeding,
   memory,
   selection,
@@ -114,6 +115,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         search.latency.device,
         held_out or search.latency.card['model'],
       )
+      print(expense.of_search(search))
       if not _search(search, path):
         return
     if distributed.is_first():

@@ -19,26 +19,14 @@ from hwdarts_jax.bilevel import (
   regularizers,
   relax,
 )
-from hwdarts_jax.jobs import feeding, rules, selection
+from hwdarts_jax.jobs import feeding, retrain_settings, rules, selection
 from hwdarts_jax.latency import budgets
 from hwdarts_jax.models import fused
-from hwdarts_jax.runtime import optimizers
 
 _DESCRIBE = {
   'spec': rules.among('search', 'deploy'),
   'search_workdir': rules.TEXT,
   'genotype': rules.TEXT,
-}
-_AUGMENT = {
-  'pad': rules.whole(0),
-  'flip': rules.FLAG,
-  'cutout': rules.whole(0),
-  'crop_area': rules.UP_TO_ONE,
-  'colour': rules.BELOW_ONE,
-  'rand_ops': rules.whole(0),
-  'rand_magnitude': rules.Rule(
-    'a number from 0 to 10', lambda v: rules.is_number(v) and 0 <= v <= 10
-  ),
 }
 _FIELDS: dict[str, dict[str, rules.Rule]] = {
   '': {
@@ -92,7 +80,7 @@ _FIELDS: dict[str, dict[str, rules.Rule]] = {
     'max_resident_mb': rules.NOT_NEGATIVE,
     'augment': rules.SECTION,
   },
-  'data.augment': _AUGMENT,
+  'data.augment': retrain_settings.AUGMENT,
   'network': {
     'bn_groups': rules.whole(1),
     'bn_momentum': rules.BELOW_ONE,
@@ -144,6 +132,7 @@ _FIELDS: dict[str, dict[str, rules.Rule]] = {
     'eval_every_steps': rules.whole(0),
     'keep_checkpoints': rules.whole(1),
     'memory_gb': rules.NOT_NEGATIVE,
+    'images_per_second': rules.NOT_NEGATIVE,
     'selection': rules.among(*selection.SELECTIONS),
   },
   'diagnostics': {
@@ -155,24 +144,6 @@ _FIELDS: dict[str, dict[str, rules.Rule]] = {
     'from_step': rules.whole(0),
     'early_stop': rules.FLAG,
   },
-  'retrain': {
-    'search_workdir': rules.TEXT,
-    'genotype': rules.TEXT,
-    'spec': rules.among('search', 'deploy'),
-    'inherit': rules.FLAG,
-    'num_epochs': rules.whole(1),
-    'batch_size': rules.whole(1),
-    'eval_batch_size': rules.whole(1),
-    'steps_per_call': rules.whole(1),
-    'checkpoint_every_epochs': rules.whole(1),
-    'keep_checkpoints': rules.whole(1),
-    'label_smoothing': rules.BELOW_ONE,
-    'ema_decay': rules.BELOW_ONE,
-    'drop_path': rules.BELOW_ONE,
-    'augment': rules.SECTION,
-    'optimizer': rules.SECTION,
-  },
-  'retrain.augment': _AUGMENT,
   'export': {
     'retrain_workdir': rules.TEXT,
     'average': rules.FLAG,
@@ -189,17 +160,25 @@ _FIELDS: dict[str, dict[str, rules.Rule]] = {
   },
 }
 _FIELDS['describe'] = _DESCRIBE
-# Of networks without a choice.
+_FIELDS |= retrain_settings.FIELDS
+# Of networks without a choice: sections of `_FIELDS`, and fields beside them.
+_FIXED_SECTIONS = (
+  'data',
+  'data.augment',
+  'network',
+  'export',
+  'describe',
+  *retrain_settings.FIELDS,
+)
 _FIXED_FIELDS: dict[str, dict[str, rules.Rule]] = {
   '': {
-    'source': rules.TEXT,
-    'job': rules.TEXT,
-    'space': rules.SECTION,
-    'describe': rules.SECTION,
+    k: v
+    for k, v in _FIELDS[''].items()
+    if k in _FIXED_SECTIONS
+    or k in ('source', 'job', 'seed', 'num_devices', 'deterministic', 'space')
   },
   'space': {'name': rules.among(*spaces.makers()), 'deploy': rules.SECTION},
-  'describe': _DESCRIBE,
-}
+} | {section: _FIELDS[section] for section in _FIXED_SECTIONS}
 # Of the job that fits a latency predictor, which trains no network.
 _PREDICTOR_FIELDS: dict[str, dict[str, rules.Rule]] = {
   '': {
@@ -224,7 +203,7 @@ _PREDICTOR_FIELDS: dict[str, dict[str, rules.Rule]] = {
   },
   'describe': _DESCRIBE,
 }
-_OPTIMIZERS = ('params_optimizer', 'alphas_optimizer', 'retrain.optimizer')
+_OPTIMIZERS = ('params_optimizer', 'alphas_optimizer')
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -237,12 +216,13 @@ def check(config: Mapping[str, Any]) -> None:
     ValueError: a field is unknown, missing or not allowed; the message names
       it and what is allowed.
   """
-  space = config.get('space')
-  if isinstance(space, Mapping) and 'search' not in space:
+  if is_fixed(config):
+    space = config['space']
     raise ValueError(
       f'space.search is missing from the config: job {config.get("job")!r} '
       f'needs a space, and networks of {space.get("name")!r} have no choices. '
-      'See what they are with --config.job=describe.'
+      'See what they are with --config.job=describe, train them with '
+      '--config.job=retrain.'
     )
   _check_fields(config, _FIELDS)
   _check_hypergrad(config['hypergrad'])
@@ -250,6 +230,28 @@ def check(config: Mapping[str, Any]) -> None:
   _check_constraints(config['objective']['constraints'])
   for section in _OPTIMIZERS:
     make_optimizer(section, _section(config, section), num_steps=2**31)
+  retrain_settings.make_optimizer(config['retrain']['optimizer'])
+
+
+def is_fixed(config: Mapping[str, Any]) -> bool:
+  """Whether the networks of a config have no choices."""
+  space = config.get('space')
+  return isinstance(space, Mapping) and 'search' not in space
+
+
+def check_trained(config: Mapping[str, Any]) -> None:
+  """Checks a config whose networks are trained; raises like `check`."""
+  if not is_fixed(config):
+    check(config)
+    return
+  _check_fields(config, _FIXED_FIELDS)
+  retrain_settings.make_optimizer(config['retrain']['optimizer'])
+  if config['retrain']['spec'] != 'deploy' or config['retrain']['inherit']:
+    raise ValueError(
+      f'retrain.spec is {config["retrain"]["spec"]!r} and retrain.inherit '
+      f'{config["retrain"]["inherit"]!r}; of {config["space"]["name"]!r}, '
+      "which has no choices, they must be 'deploy' and false."
+    )
 
 
 def check_described(config: Mapping[str, Any]) -> None:
@@ -257,10 +259,8 @@ def check_described(config: Mapping[str, Any]) -> None:
   space = config.get('space')
   if isinstance(space, str):  # of the job `predictor`
     check_predictor(config)
-  elif isinstance(space, Mapping) and 'search' not in space:
-    _check_fields(config, _FIXED_FIELDS)
   else:
-    check(config)
+    check_trained(config)
 
 
 def check_predictor(config: Mapping[str, Any]) -> None:
@@ -287,29 +287,7 @@ def _check_fields(
         )
 
 
-def make_optimizer(section: str, settings: Mapping[str, Any], num_steps: int):
-  """The optimizer that a section describes; errors name the section.
-
-  Args:
-    section: dotted name, for messages.
-    settings: arguments of `optimizers.make`.
-    num_steps: updates of the whole run.
-
-  Raises:
-    ValueError: a setting is unknown, missing or not allowed.
-  """
-  if 'name' not in settings:
-    raise ValueError(f'{section}.name is missing from the config.')
-  try:
-    # A misspelt learning rate shall be named as such, not as missing.
-    made = optimizers.make(
-      num_steps=num_steps, **{'learning_rate': 0.0, **settings}
-    )
-  except ValueError as e:
-    raise ValueError(str(e).replace('optimizer.', f'{section}.', 1)) from e
-  if 'learning_rate' not in settings:
-    raise ValueError(f'{section}.learning_rate is missing from the config.')
-  return made
+make_optimizer = retrain_settings.make_checked
 
 
 def _check_hypergrad(values: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from hwdarts_jax import spaces
 from hwdarts_jax.jobs import bounds, common, diagnose
 from hwdarts_jax.latency import projection
 from hwdarts_jax.spaces import discretize
-from hwdarts_jax.spaces.spec import NetworkSpec
+from hwdarts_jax.spaces.spec import Genotype, NetworkSpec
 
 _SAMPLES = 1000  # random architectures that the found one is compared with
 _EVALUATION = 'network.evaluation'
@@ -95,7 +95,7 @@ def retrain_record(training, accuracy: dict[str, float]) -> dict[str, Any]:
   return {
     'space': training.genotype.space,
     'genotype': training.genotype.to_dict(),
-    'text': spaces.to_text(training.genotype),
+    'text': training.text,
     'seed': config.seed,
     'trained': {
       'role': role,
@@ -103,6 +103,8 @@ def retrain_record(training, accuracy: dict[str, float]) -> dict[str, Any]:
       'spec_hash': training.space.spec_hash(),
       'data': config.data.name,
       'num_epochs': config.retrain.num_epochs,
+      'recipe': config.retrain.recipe,
+      'teacher': config.retrain.distill.workdir,
       'inherited': config.retrain.inherit,
       **common.costs(training.space, training.genotype),
       **accuracy,
@@ -110,11 +112,22 @@ def retrain_record(training, accuracy: dict[str, float]) -> dict[str, Any]:
     'deploy': {
       'spec': config.space.deploy.to_dict(),
       'spec_hash': deploy.spec_hash(),
-      'device': latency.device,
-      **latency.source,
-      'predicted_ms': latency.of(deploy, training.genotype),
+      **_predicted(latency, deploy, training.genotype),
       **common.costs(deploy, training.genotype),
     },
+  }
+
+
+def _predicted(
+  latency: common.LatencyModel | None, deploy: NetworkSpec, genotype: Genotype
+) -> dict[str, Any]:
+  """The predicted latency of an architecture, None where nothing is known."""
+  if latency is None:
+    return {'device': None, 'predicted_ms': None}
+  return {
+    'device': latency.device,
+    **latency.source,
+    'predicted_ms': latency.of(deploy, genotype),
   }
 
 
@@ -134,8 +147,7 @@ def of_retrain(path: epath.Path) -> str:
       f'{100 * trained["test_accuracy_of_average"]:.2f} % with averaged params',
       f'  MACs               {trained["macs"] / 1e6:.2f} M',
       f'  parameters         {trained["params"] / 1e6:.4f} M',
-      f'As deployed ({_settings(deploy["spec"])}), on {deploy["device"]}:',
-      f'  predicted latency  {deploy["predicted_ms"]:.2f} ms',
+      *_as_deployed(deploy),
       f'  MACs               {deploy["macs"] / 1e6:.2f} M',
       f'  parameters         {deploy["params"] / 1e6:.4f} M',
       f'Everything is in {path}: retrain.json, retrain.png, metrics.jsonl, '
@@ -144,6 +156,17 @@ def of_retrain(path: epath.Path) -> str:
       f'  {export_command(path)}',
     ]
   )
+
+
+def _as_deployed(deploy: dict[str, Any]) -> list[str]:
+  """What heads the figures of the deployed network."""
+  settings = _settings(deploy['spec'])
+  if deploy['predicted_ms'] is None:
+    return [f'As deployed ({settings}):']
+  return [
+    f'As deployed ({settings}), on {deploy["device"]}:',
+    f'  predicted latency  {deploy["predicted_ms"]:.2f} ms',
+  ]
 
 
 def title(record: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from hwdarts_jax.models import ops
 from hwdarts_jax.spaces.spec import CellSpec, EdgeSpec, IMAGE, NetworkSpec
 
 Gates = Mapping[str, jax.Array]
+Rate = jax.Array | float
 
 
 class Network(nn.Module):
@@ -42,7 +43,8 @@ class Network(nn.Module):
     gates: Gates | None = None,
     *,
     train: bool,
-    drop_path: jax.Array | float = 0.0,
+    drop_path: Rate | Mapping[str, Rate] = 0.0,
+    dropout: float = 0.0,
   ) -> jax.Array:
     """Returns logits.
 
@@ -50,9 +52,12 @@ class Network(nn.Module):
       x: f[B, H, W, C], images.
       gates: for each group f32[E, O]; needed where an edge has a choice.
       train: whether batch norms use the statistics of the batch.
-      drop_path: probability of dropping a searched edge of a discrete network,
-        for each example (Larsson et al. 2017); needs the 'drop_path' rng. Only
-        used with `train`, and skipped if it is the number 0.
+      drop_path: probability of dropping a searched edge of a discrete network
+        (Larsson et al. 2017), or what any residual op adds (Huang et al. 2016),
+        for each example; or that of each cell, by name. Needs the 'drop_path'
+        rng. Only used with `train`, and skipped if it is the number 0.
+      dropout: probability of dropping a feature before the classifier, the last
+        cell; needs the 'dropout' rng. Only used with `train`.
 
     Returns:
       f32[B, num_classes].
@@ -61,17 +66,27 @@ class Network(nn.Module):
       ValueError: gates are missing.
     """
     context = dataclasses.replace(self.context, pool_bn=self.spec.pool_bn)
-    drop = drop_path if train else 0.0
+    rates = drop_path if isinstance(drop_path, Mapping) else {}
+    common = 0.0 if isinstance(drop_path, Mapping) else drop_path
     outputs = {IMAGE: x.astype(context.dtype)}
     for cell in self.spec.all_cells:
       inputs = {node: outputs[source] for node, source in cell.inputs}
       row_gates = None if gates is None else gates.get(cell.group or '')
+      if train and dropout and cell is self.spec.all_cells[-1]:
+        inputs = {n: self._dropped(y, dropout) for n, y in inputs.items()}
+      drop = rates.get(cell.name, common) if train else 0.0
       outputs[cell.name] = Cell(cell, context, name=cell.name)(
         inputs, row_gates, train, drop
       )
     logits = outputs[self.spec.all_cells[-1].name]
     logits = logits.reshape(x.shape[0], self.spec.num_classes)
     return logits.astype(jnp.promote_types(jnp.float32, context.dtype))
+
+  def _dropped(self, x: jax.Array, rate: float) -> jax.Array:
+    """Zeroes features at random and scales up the others."""
+    keep = 1.0 - rate
+    mask = jax.random.bernoulli(self.make_rng('dropout'), keep, x.shape)
+    return x * (mask / keep).astype(x.dtype)
 
 
 class Cell(nn.Module):
@@ -106,9 +121,10 @@ class Cell(nn.Module):
     off = isinstance(drop_path, int | float) and drop_path == 0
     # A skip of stride 2 has weights, and is dropped like any other op.
     identity = edge.stride == 1 and ops.is_skip(edge.ops[0])
-    if off or edge.row is None or len(edge.ops) > 1 or identity:
-      return y
     residual = ops.is_residual(edge.ops[0])
+    kept = edge.row is None and not residual
+    if off or kept or len(edge.ops) > 1 or identity:
+      return y
     if residual and (edge.stride > 1 or x.shape != y.shape):
       return y
     keep = 1.0 - drop_path

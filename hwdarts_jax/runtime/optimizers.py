@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+_SCHEDULES = ('cosine', 'constant', 'exponential')
 Schedule = Callable[[Any], Any]  # number of past updates -> learning rate
 
 
@@ -27,11 +28,14 @@ def make(
   """An optimizer by name.
 
   Settings of all: `schedule` ('cosine'), `warmup_steps` (0),
-  `final_learning_rate` (0.), `clip_norm` (0., global norm, 0 is off) and
-  `weight_decay` (0.). Of each: sgd `momentum` (0.9) and `nesterov` (False);
-  adam and adamw `b1`, `b2`, `eps` and `eps_root`; rmsprop `decay`, `momentum`,
-  `eps` and `eps_in_sqrt`. An inner optimizer that is differentiated needs
-  `eps_root > 0` or `eps_in_sqrt`, since the root of zero has no derivative.
+  `final_learning_rate` (0.), `decay_rate` and `decay_steps` of schedule
+  'exponential', `clip_norm` (0., global norm, 0 is off), `weight_decay` (0.)
+  and `decay_kernels_only` (False; True spares biases and batch norms). Of each:
+  sgd `momentum` (0.9) and `nesterov` (False); adam and adamw `b1`, `b2`, `eps`
+  and `eps_root`; rmsprop `decay`, `momentum`, `eps`, `eps_in_sqrt` and
+  `initial_scale` (0., TensorFlow's is 1.). An inner optimizer that is
+  differentiated needs `eps_root > 0` or `eps_in_sqrt`, since the root of zero
+  has no derivative.
 
   Args:
     name: 'sgd', 'adam', 'adamw' or 'rmsprop'.
@@ -80,6 +84,8 @@ def make_schedule(
   schedule: str = 'cosine',
   warmup_steps: int = 0,
   final_learning_rate: float = 0.0,
+  decay_rate: float = 1.0,
+  decay_steps: float = 1.0,
 ) -> Schedule:
   """The learning rate as a function of the number of past updates.
 
@@ -87,21 +93,30 @@ def make_schedule(
     learning_rate: reached at the end of the warm-up.
     num_steps: updates of the whole run.
     schedule: 'cosine' falls to `final_learning_rate` at `num_steps` and stays
-      there; 'constant' stays at `learning_rate`.
+      there; 'constant' stays at `learning_rate`; 'exponential' is multiplied by
+      `decay_rate` after every `decay_steps` updates, in stairs, those of the
+      warm-up included.
     warmup_steps: updates over which the rate rises linearly. The first has
       1/warmup_steps of it, not zero, so that it is not lost.
     final_learning_rate: of 'cosine' only.
+    decay_rate: of 'exponential' only, above 0, at most 1.
+    decay_steps: of 'exponential' only, above 0.
 
   Raises:
     ValueError: a value is not allowed; the message names the field.
   """
-  _check_among('optimizer.schedule', schedule, ('cosine', 'constant'))
+  _check_among('optimizer.schedule', schedule, _SCHEDULES)
   _check_number('learning_rate', learning_rate, 0.0)
   _check_number('final_learning_rate', final_learning_rate, 0.0)
-  if schedule == 'constant' and final_learning_rate:
+  if schedule != 'cosine' and final_learning_rate:
     raise ValueError(
       f'optimizer.final_learning_rate is {final_learning_rate!r}; it must be '
-      "0 with schedule 'constant', which never falls."
+      f'0 with schedule {schedule!r}, which never falls to it.'
+    )
+  if not 0 < decay_rate <= 1 or not decay_steps > 0:
+    raise ValueError(
+      f'optimizer.decay_rate is {decay_rate!r} and decay_steps '
+      f'{decay_steps!r}; they must be above 0, and the rate at most 1.'
     )
   if num_steps < 1:
     raise ValueError(f'num_steps is {num_steps!r}; it must be at least 1.')
@@ -114,7 +129,9 @@ def make_schedule(
   def rate(count: Any) -> Any:
     late = (count - warmup_steps) / max(num_steps - warmup_steps, 1)
     cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(late, 0.0, 1.0)))
-    share = cosine if schedule == 'cosine' else 1.0
+    stairs = decay_rate ** jnp.floor(jnp.asarray(count) / decay_steps)
+    shares = {'cosine': cosine, 'constant': jnp.ones(()), 'exponential': stairs}
+    share = shares[schedule]
     value = final_learning_rate + (learning_rate - final_learning_rate) * share
     rising = learning_rate * (count + 1) / max(warmup_steps, 1)
     return jnp.where(count < warmup_steps, rising, value)
@@ -123,12 +140,19 @@ def make_schedule(
 
 
 def _sgd(
-  *, momentum: float = 0.9, nesterov: bool = False, weight_decay: float = 0.0
+  *,
+  momentum: float = 0.9,
+  nesterov: bool = False,
+  weight_decay: float = 0.0,
+  decay_kernels_only: bool = False,
 ) -> list[optax.GradientTransformation]:
   _check_number('momentum', momentum, 0.0, 1.0)
   if nesterov and not momentum:
     raise ValueError('optimizer.nesterov is True; it needs momentum > 0.')
-  return [*_decay(weight_decay), *_trace(momentum, nesterov)]
+  return [
+    *_decay(weight_decay, decay_kernels_only),
+    *_trace(momentum, nesterov),
+  ]
 
 
 def _adam(
@@ -138,8 +162,12 @@ def _adam(
   eps: float = 1e-8,
   eps_root: float = 0.0,
   weight_decay: float = 0.0,
+  decay_kernels_only: bool = False,
 ) -> list[optax.GradientTransformation]:
-  return [*_decay(weight_decay), _moments(b1, b2, eps, eps_root)]
+  return [
+    *_decay(weight_decay, decay_kernels_only),
+    _moments(b1, b2, eps, eps_root),
+  ]
 
 
 def _adamw(
@@ -149,8 +177,12 @@ def _adamw(
   eps: float = 1e-8,
   eps_root: float = 0.0,
   weight_decay: float = 0.0,
+  decay_kernels_only: bool = False,
 ) -> list[optax.GradientTransformation]:
-  return [_moments(b1, b2, eps, eps_root), *_decay(weight_decay)]
+  return [
+    _moments(b1, b2, eps, eps_root),
+    *_decay(weight_decay, decay_kernels_only),
+  ]
 
 
 def _rmsprop(
@@ -159,13 +191,20 @@ def _rmsprop(
   momentum: float = 0.0,
   eps: float = 1e-8,
   eps_in_sqrt: bool = False,
+  initial_scale: float = 0.0,
   weight_decay: float = 0.0,
+  decay_kernels_only: bool = False,
 ) -> list[optax.GradientTransformation]:
   _check_number('decay', decay, 0.0, 1.0)
   _check_number('momentum', momentum, 0.0, 1.0)
   _check_number('eps', eps, 0.0)
-  rms = optax.scale_by_rms(decay=decay, eps=eps, eps_in_sqrt=eps_in_sqrt)
-  return [*_decay(weight_decay), rms, *_trace(momentum, False)]
+  _check_number('initial_scale', initial_scale, 0.0)
+  rms = optax.scale_by_rms(decay, eps, initial_scale, eps_in_sqrt)
+  return [
+    *_decay(weight_decay, decay_kernels_only),
+    rms,
+    *_trace(momentum, False),
+  ]
 
 
 _TABLE: Mapping[str, Callable[..., list[optax.GradientTransformation]]] = {
@@ -188,9 +227,17 @@ def _clip(clip_norm: float) -> optax.GradientTransformation:
   return optax.stateless(clip)
 
 
-def _decay(weight_decay: float) -> list[optax.GradientTransformation]:
+def _decay(
+  weight_decay: float, kernels_only: bool
+) -> list[optax.GradientTransformation]:
   _check_number('weight_decay', weight_decay, 0.0)
-  return [optax.add_decayed_weights(weight_decay)] if weight_decay else []
+  mask = _kernels if kernels_only else None
+  return [optax.add_decayed_weights(weight_decay, mask)] if weight_decay else []
+
+
+def _kernels(params: Any) -> Any:
+  """Which leaves are no biases, and no scales of batch norms."""
+  return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
 def _trace(
