@@ -118,7 +118,7 @@ def test_what_cannot_be_described_is_named(tmp_path, overrides, message):
   assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.parametrize('job', ['search', 'retrain'])
+@pytest.mark.parametrize('job', ['search', 'pareto'])
 def test_fixed_networks_are_not_searched(nursery, tmp_path, job):
   result = nursery.run(
     '--config=configs/references.py',
