@@ -293,7 +293,7 @@ def _compile(training: Training, state, chunks):
   # An argument: constants of this size would be compiled into the program.
   taught_by = None
   if training.teacher is not None:
-    taught_by = jax.device_put(training.teacher.variables, replicated)
+    taught_by = sharding.replicate(training.teacher.variables, training.mesh)
   (compiled,) = loop_lib.compile_together(
     'compiling the training step',
     [(update, (state, taught_by, *chunks))],

@@ -115,7 +115,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         search.latency.device,
         held_out or search.latency.card['model'],
       )
-      print(expense.of_search(search))
+      if distributed.is_first():
+        print(expense.of_search(search))
       if not _search(search, path):
         return
     if distributed.is_first():
