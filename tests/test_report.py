@@ -11,7 +11,7 @@ import report_runs
 import tiny_runs
 
 from hwdarts_jax import spaces
-from hwdarts_jax.jobs import report, report_front, report_read
+from hwdarts_jax.jobs import report, report_front, report_read, summary
 from hwdarts_jax.latency import cost
 from hwdarts_jax.latency import table as table_lib
 from hwdarts_jax.report import page
@@ -148,6 +148,22 @@ def test_held_out_networks_are_those_of_the_errors_that_are_told(tmp_path):
   measured, predicted = np.array(quality['points']).T
   error = 100 * np.abs(predicted / measured - 1)
   assert error.mean() == pytest.approx(told['mape_percent'], rel=1e-3)
+
+
+def test_commands_are_those_of_the_run_whatever_lines_they_take(searches):
+  folder, _ = searches['darts']
+  told = {c['title']: c['text'] for c in _collect(folder)['commands']}
+  one_line = {k: v.replace('\\\n', ' ') for k, v in told.items()}
+  train = shlex.split(one_line['Train it'])
+  assert train == shlex.split(
+    summary.retrain_command(report_read.read(folder).path)
+  )
+  lines = told['Train it'].split('\n')
+  assert all(shlex.split(x)[0].startswith('--') for x in lines[1:-1])
+  config = report_read.read(folder).config
+  assert shlex.split(one_line['Measure the device']) == shlex.split(
+    config['latency']['measure']
+  )
 
 
 def test_what_is_missing_is_left_out_with_a_sentence(searches):

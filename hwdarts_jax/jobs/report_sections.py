@@ -21,6 +21,7 @@ from hwdarts_jax.jobs.report_read import Family, Run
 from hwdarts_jax.report import curves
 
 Content = dict[str, Any]
+_COLUMNS = 72  # of a command that stays on one line
 _MAX_SCATTER = 1500  # held-out networks that are drawn
 
 
@@ -324,4 +325,16 @@ def _commands(own: Run, family: Family) -> list[Facts]:
       ),
     ),
   ]
-  return [{'title': title, 'text': text} for title, text in found]
+  return [{'title': title, 'text': _folded(text)} for title, text in found]
+
+
+def _folded(text: str) -> str:
+  """A long command with a line for each flag, as a shell takes it."""
+  if len(text) <= _COLUMNS:
+    return text
+  lines: list[list[str]] = [[]]
+  for word in shlex.split(text):
+    if word.startswith('--'):
+      lines.append([])
+    lines[-1].append(word)
+  return ' \\\n  '.join(shlex.join(line) for line in lines)
