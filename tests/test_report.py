@@ -159,7 +159,8 @@ def test_commands_are_those_of_the_run_whatever_lines_they_take(searches):
     summary.retrain_command(report_read.read(folder).path)
   )
   lines = told['Train it'].split('\n')
-  assert all(shlex.split(x)[0].startswith('--') for x in lines[1:-1])
+  flags = [shlex.split(line.removesuffix('\\')) for line in lines[1:]]
+  assert flags and all(f[0].startswith('--') and len(f) == 1 for f in flags)
   config = report_read.read(folder).config
   assert shlex.split(one_line['Measure the device']) == shlex.split(
     config['latency']['measure']
