@@ -189,6 +189,8 @@ def search_config(
       f'python -m hwdarts_jax.harness --config={config.source} '
       f'--runner={runner} --dtype={dtype} --out={table}.json'
     ),
+    # Of its whole networks, that the predictor is fitted to; 0: all.
+    'rows': 300 if parsed.runlocal else 0,
   }
   config.data = data(parsed.dataset)
   _set_method(config)

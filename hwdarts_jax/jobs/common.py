@@ -218,7 +218,9 @@ def load_latency(
 
   def make(deploy: NetworkSpec) -> LatencyModel:
     try:
-      return make_latency_model(table, deploy, name=latency['table'])
+      return make_latency_model(
+        table, deploy, name=latency['table'], rows=latency['rows']
+      )
     except ValueError as e:
       raise _with_command(e, latency) from e
 
@@ -251,9 +253,19 @@ def load_table(name: str, field: str) -> table_lib.LatencyTable:
 
 
 def make_latency_model(
-  table: table_lib.LatencyTable, deploy: NetworkSpec, name: str = ''
+  table: table_lib.LatencyTable,
+  deploy: NetworkSpec,
+  name: str = '',
+  rows: int = 0,
 ) -> LatencyModel:
-  """Fits the predictor to a table; `name` is what the config calls it.
+  """Fits the predictor to a table.
+
+  Args:
+    table: of the device.
+    deploy: the networks whose latency counts.
+    name: what the config calls the table.
+    rows: how many of the whole networks are taken, at random but always the
+      same ones; 0, or more than there are, is all.
 
   Raises:
     ValueError: the table does not cover `deploy`.
@@ -263,6 +275,10 @@ def make_latency_model(
   measured = np.zeros(0)
   if table.has_networks(deploy):
     gates, measured = table.networks_one_hot(deploy)
+  if 0 < rows < len(measured):
+    drawn = np.sort(np.random.default_rng(0).permutation(len(measured))[:rows])
+    gates = {group: g[drawn] for group, g in gates.items()}
+    measured = measured[drawn]
   fit = fit_networks(deploy, gates, measured, sum_of_entries(table, deploy))
   source = {'latency_table': name, 'latency_table_hash': table.table_hash()}
   model = predictor_of(deploy, fit.variables)

@@ -58,7 +58,7 @@ class _Bounds(NamedTuple):
 
   target_ms: float | None
   aims: dict[str, float]
-  latency: dict[str, str]
+  latency: dict[str, Any]
 
 
 class _Budget(NamedTuple):

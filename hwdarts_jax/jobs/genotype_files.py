@@ -15,7 +15,7 @@ from hwdarts_jax.spaces.spec import Genotype, NetworkSpec
 GENOTYPE = 'genotype.json'
 
 
-def latency_section(deploy: Mapping[str, Any]) -> dict[str, str]:
+def latency_section(deploy: Mapping[str, Any]) -> dict[str, Any]:
   """The section `latency` of the config by which an architecture was found.
 
   Args:
@@ -25,6 +25,7 @@ def latency_section(deploy: Mapping[str, Any]) -> dict[str, str]:
     'table': deploy.get('latency_table', ''),
     'predictor': deploy.get('latency_predictor', ''),
     'measure': '',
+    'rows': 0,
   }
 
 

@@ -62,6 +62,7 @@ _FIELDS: dict[str, dict[str, rules.Rule]] = {
     'table': rules.TEXT,
     'predictor': rules.TEXT,
     'measure': rules.TEXT,
+    'rows': rules.whole(0),
   },
   'data': {
     'name': rules.TEXT,
