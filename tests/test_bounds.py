@@ -110,7 +110,9 @@ def test_what_was_never_measured_cannot_be_bounded(deploy, latency):
 
 
 def _measured_by(path, deploy):
-  return common.load_latency({'table': str(path), 'predictor': '', 'rows': 0})(deploy)
+  return common.load_latency({'table': str(path), 'predictor': '', 'rows': 0})(
+    deploy
+  )
 
 
 def test_energy_is_bounded_by_the_column_of_the_table(deploy, metered, every):

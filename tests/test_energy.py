@@ -31,7 +31,9 @@ def test_energy_is_predicted_like_latency(tmp_path):
   """Convolutions take 5 mJ and all else 2: a sum over the sites."""
   path = tmp_path / 'toy.json'
   table.save(toy(lambda key: 5.0 if 'conv' in key else 2.0), path)
-  latency = common.load_latency({'table': str(path), 'predictor': '', 'rows': 0})(SPEC)
+  latency = common.load_latency(
+    {'table': str(path), 'predictor': '', 'rows': 0}
+  )(SPEC)
   budget = budgets.make('energy_mj', SPEC, energy.make(latency, SPEC).predict)
   rng = np.random.default_rng(0)
   alphas = {g: rng.normal(size=s.shape) for g, s in SPEC.groups().items()}
@@ -58,7 +60,9 @@ def test_a_table_without_the_column_is_what_it_was(tmp_path):
 def test_unmeasured_energy_is_refused_with_a_way_out(tmp_path):
   path = tmp_path / 'toy.json'
   table.save(toy(lambda key: None), path)
-  latency = common.load_latency({'table': str(path), 'predictor': '', 'rows': 0})(SPEC)
+  latency = common.load_latency(
+    {'table': str(path), 'predictor': '', 'rows': 0}
+  )(SPEC)
   with pytest.raises(ValueError, match=r"'toy'.*no column energy_mj.*meter"):
     energy.make(latency, SPEC)
   saved = dataclasses.replace(latency, source={'latency_predictor': 'x'})
