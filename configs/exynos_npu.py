@@ -1,4 +1,4 @@
-"""Search for a Samsung Exynos NPU, by a stand-in.
+r"""Search for a Samsung Exynos NPU, by a stand-in.
 
     python -m hwdarts_jax.main --config=configs/exynos_npu.py
 
@@ -7,6 +7,17 @@ another phone's accelerator, the Hexagon 690 of a Snapdragon 855 in int8, and is
 reported under that name. Measure your own and set --config.latency.table.
 
 Expected, seed 0 on 2 cores with other work on them, 142 s: a cell of 2.05 ms.
+
+A mobile network on ImageNet, `:space=mobile,dataset=imagenet2012`, needs the
+table snapdragon855_hexagon690_int8.mobile, which is not shipped and which this measures:
+
+python -m hwdarts_jax.harness \
+  --config=configs/exynos_npu.py:space=mobile,dataset=imagenet2012 \
+  --runner=adb:upload=benchmark_model,delegate=nnapi\
+,accelerator=eden-drv \
+  --dtype=int8 --out=snapdragon855_hexagon690_int8.mobile.json
+
+It trains by the recipe mobilenet_v3; README, "Mobile networks", has all steps.
 """
 
 from configs import common

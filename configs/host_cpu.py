@@ -1,4 +1,4 @@
-"""Search for the CPU of the machine on which the shipped tables were measured.
+r"""Search for the CPU of the machine on which the shipped tables were measured.
 
 python -m hwdarts_jax.main --config=configs/host_cpu.py
 
@@ -7,6 +7,15 @@ For your own machine measure a table first, and name it by
 
 python -m hwdarts_jax.harness --config=configs/host_cpu.py:space=nasbench201 \
   --runner=host --out=my_cpu.nasbench201.json
+
+A mobile network on ImageNet, `:space=mobile,dataset=imagenet2012`, needs the
+table host_cpu.mobile, which is not shipped and which this measures:
+
+python -m hwdarts_jax.harness \
+  --config=configs/host_cpu.py:space=mobile,dataset=imagenet2012 \
+  --runner=host --dtype=float32 --out=host_cpu.mobile.json
+
+It trains by the recipe mobilenet_v3; README, "Mobile networks", has all steps.
 """
 
 from configs import common

@@ -1,8 +1,18 @@
-"""Search for the Jetson Nano's GPU in fp16.
+r"""Search for the Jetson Nano's GPU in fp16.
 
 python -m hwdarts_jax.main --config=configs/jetson_nano.py
 
 Expected, seed 0 on 2 cores with other work on them, 57 s: a cell of 5.80 ms.
+
+A mobile network on ImageNet, `:space=mobile,dataset=imagenet2012`, needs the
+table jetson_nano_gpu_fp16.mobile, which is not shipped and which this measures:
+
+python -m hwdarts_jax.harness \
+  --config=configs/jetson_nano.py:space=mobile,dataset=imagenet2012 \
+  --runner=trtexec:host=nano@jetson --dtype=float16 \
+  --out=jetson_nano_gpu_fp16.mobile.json
+
+It trains by the recipe mobilenet_v3; README, "Mobile networks", has all steps.
 """
 
 from configs import common

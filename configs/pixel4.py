@@ -1,10 +1,20 @@
-"""Search for the Pixel 4's CPU.
+r"""Search for the Pixel 4's CPU.
 
 python -m hwdarts_jax.main --config=configs/pixel4.py
 
 Expected, seeds 0 to 9 on 2 cores, 70 s each: cells of 8.4 ± 5.5 ms
 predicted and 90.9 ± 2.9 % on CIFAR-10 after full training, where random cells
 of equal predicted latency have 89.4 %. See benchmarks/RESULTS.md.
+
+A mobile network on ImageNet, `:space=mobile,dataset=imagenet2012`, needs the
+table pixel4_cpu.mobile, which is not shipped and which this measures:
+
+python -m hwdarts_jax.harness \
+  --config=configs/pixel4.py:space=mobile,dataset=imagenet2012 \
+  --runner=adb:upload=benchmark_model --dtype=float32 \
+  --out=pixel4_cpu.mobile.json
+
+It trains by the recipe mobilenet_v3; README, "Mobile networks", has all steps.
 """
 
 from configs import common

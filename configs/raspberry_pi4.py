@@ -1,8 +1,18 @@
-"""Search for the Raspberry Pi 4's CPU.
+r"""Search for the Raspberry Pi 4's CPU.
 
 python -m hwdarts_jax.main --config=configs/raspberry_pi4.py
 
 Expected, seed 0 on 2 cores with other work on them, 69 s: a cell of 51.7 ms.
+
+A mobile network on ImageNet, `:space=mobile,dataset=imagenet2012`, needs the
+table raspberry_pi4_cpu.mobile, which is not shipped and which this measures:
+
+python -m hwdarts_jax.harness \
+  --config=configs/raspberry_pi4.py:space=mobile,dataset=imagenet2012 \
+  --runner=ssh:host=pi@raspberrypi --dtype=float32 \
+  --out=raspberry_pi4_cpu.mobile.json
+
+It trains by the recipe mobilenet_v3; README, "Mobile networks", has all steps.
 """
 
 from configs import common

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
-from tfds_files import pngs, write_tfds
+from tfds_files import pngs, real, REAL_DATA, write_tfds
 
 from hwdarts_jax.data import pipeline, records, sources, stream
 from hwdarts_jax.data.augment import Augment
@@ -196,3 +196,24 @@ def test_an_embedded_set_is_not_on_disk():
   """The message says what asked for it."""
   with pytest.raises(ValueError, match='crop_area.*TFDS'):
     records.open_records('digits', 'train')
+
+
+@pytest.mark.parametrize('name', [real('tf_flowers')])
+def test_photographs_stream_as_they_were_prepared(name):
+  """Classes in the numbers of the original; the same views every time, and
+  those of one photo alike though not the same.
+  """
+  images = records.open_records(name, 'train', REAL_DATA, 32)
+  assert images.num_examples == 2936
+  assert images.num_classes == 5
+  feeds = [stream.Feed(images, 32, 1, Augment(crop_area=0.5)) for _ in range(2)]
+  left, right = (arrays(feed, 91) for feed in feeds)  # the second epoch
+  np.testing.assert_array_equal(left[0], right[0])
+  assert set(left[1].ravel()) == set(range(5))
+  rows = pipeline.batch_indices(2936, 32, 1, 91)
+  middle = np.stack([images.evaluated(int(i))[0] for i in rows]).astype(float)
+  means = left[0][0].mean((1, 2)), middle.mean((1, 2))
+  assert np.corrcoef(means[0].ravel(), means[1].ravel())[0, 1] > 0.9
+  assert (left[0][0] != middle).mean() > 0.5
+  for feed in feeds:
+    feed.close()

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from hwdarts_jax.bilevel import dual, exploration
 from hwdarts_jax.bilevel import update as update_lib
 from hwdarts_jax.data import pipeline
 from hwdarts_jax.data.augment import Augment
@@ -29,6 +28,7 @@ from hwdarts_jax.jobs import (
   expense,
   feeding,
   memory,
+  search_problem,
   selection,
   summary,
 )
@@ -40,7 +40,6 @@ from hwdarts_jax.models import fused
 from hwdarts_jax.runtime import distributed, plots, sharding
 from hwdarts_jax.runtime import metrics as metrics_lib
 from hwdarts_jax.runtime import workdir as workdir_lib
-from hwdarts_jax.spaces import discretize
 from hwdarts_jax.spaces.spec import Genotype
 
 GENOTYPE = 'genotype.json'
@@ -159,7 +158,7 @@ def make(config: ml_collections.ConfigDict) -> Search:
   bounds = bounds_lib.make(
     common.section(config, 'objective'), specs.deploy, latency
   )
-  problem = _make_problem(config, specs, latency, bounds)
+  problem = search_problem.make(config, specs, latency, bounds)
   schedule = loop_lib.Schedule(
     settings.num_steps,
     settings.log_every_steps,
@@ -169,56 +168,6 @@ def make(config: ml_collections.ConfigDict) -> Search:
   )
   return Search(
     config, specs, latency, bounds, problem, train, val, mesh, augment, schedule
-  )
-
-
-def _make_problem(
-  config: ml_collections.ConfigDict,
-  specs: common.Specs,
-  latency: common.LatencyModel,
-  bounds: tuple[bounds_lib.Bound, ...],
-) -> update_lib.Problem:
-  """What is optimized, from the sections of the config."""
-  settings = config.search
-  if settings.auxiliary_skip:
-    exploration.check_skips(specs.search)
-  network = fused.make(
-    specs.search,
-    common.make_context(config.network.to_dict(), affine=False),
-    config.network.evaluation,
-  )
-  uniform = discretize.uniform(specs.search, np.float32)
-  reference_ms = config.objective.reference_ms or float(
-    latency.predict(uniform)
-  )
-  params_settings = common.section(config, 'params_optimizer')
-  hypergrad_settings = common.section(config, 'hypergrad')
-  return update_lib.Problem(
-    network=network,
-    latency=latency.predict,
-    params_optimizer=settings_lib.make_optimizer(
-      'params_optimizer', params_settings, settings.num_steps
-    ),
-    alphas_optimizer=settings_lib.make_optimizer(
-      'alphas_optimizer',
-      common.section(config, 'alphas_optimizer'),
-      settings.num_steps,
-    ),
-    num_steps=settings.num_steps,
-    warmup_steps=settings.warmup_steps,
-    learning_rate=common.learning_rate(params_settings, settings.num_steps),
-    relaxation=config.relaxation.name,
-    temperature_start=config.relaxation.temperature_start,
-    temperature_end=config.relaxation.temperature_end,
-    hypergrad=hypergrad_settings.pop('name'),
-    hypergrad_settings=hypergrad_settings,
-    objective=config.objective.name,
-    reference_ms=reference_ms,
-    constraints=bounds_lib.constraints(bounds),
-    dual=dual.Settings(**common.section(config, 'objective', 'dual')),
-    regularizers=common.section(config, 'regularizers'),
-    auxiliary_skip=settings.auxiliary_skip,
-    warmup_gates=settings.warmup_gates,
   )
 
 
