@@ -9,7 +9,8 @@ reported under that name. Measure your own and set --config.latency.table.
 Expected, seed 0 on 2 cores with other work on them, 142 s: a cell of 2.05 ms.
 
 A mobile network on ImageNet, `:space=mobile,dataset=imagenet2012`, needs the
-table snapdragon855_hexagon690_int8.mobile, which is not shipped and which this measures:
+table snapdragon855_hexagon690_int8.mobile, which is not shipped and which this
+measures (`--config.space.deploy.activations=relu` where int8 lacks hard-swish):
 
 python -m hwdarts_jax.harness \
   --config=configs/exynos_npu.py:space=mobile,dataset=imagenet2012 \
