@@ -93,6 +93,13 @@ def to_arch_string(genotype: Genotype) -> str:
 def from_arch_string(text: str) -> Genotype:
   """Inverse of `to_arch_string`.
 
+  >>> text = '|nor_conv_3x3~0|+|none~0|none~1|+|skip_connect~0|none~1|none~2|'
+  >>> genotype = from_arch_string(text)
+  >>> genotype.cells['cell'][0]
+  Choice(op='nor_conv_3x3', src=0, dst=1)
+  >>> to_arch_string(genotype) == text
+  True
+
   Raises:
     ValueError: `text` is not an arch string of this space.
   """
