@@ -1,7 +1,21 @@
-"""Entry point: ``python -m hwdarts_jax.main --config=configs/pixel4.py``.
+"""Hardware-aware differentiable architecture search.
 
-Runs the job named by `config.job`. What a user can mend ends in one message
-and exit code 2.
+  python -m hwdarts_jax.main --config=configs/pixel4.py
+
+Seconds, to see that it runs here: --config=configs/pixel4.py:runlocal. Each job
+prints the command of the next one. By --config.job=NAME:
+
+  search     (default) finds an architecture for a device
+  pareto     one for each of many latency targets, in one run
+  retrain    trains what was found, and tests it
+  export     turns a trained network into .tflite and .onnx files
+  evaluate   looks up what NAS-Bench-201 knows of a found cell
+  describe   params, MACs and sites of a network or a space
+  predictor  fits a latency predictor to measurements of yours
+  report     shows a finished run as one HTML page
+
+Every field of a config is a flag: --config.objective.target_ms=8. The same
+--workdir resumes. What a user can mend ends in one message and exit code 2.
 """
 
 from __future__ import annotations
@@ -111,6 +125,9 @@ def main(argv: list[str]) -> None:
   if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
     cache = str(pathlib.Path(_CACHE).expanduser())
     jax.config.update('jax_compilation_cache_dir', cache)
+  if not os.environ.get('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'):
+    # Dozens of small programs make the first params.
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.05)
   job = importlib.import_module(f'hwdarts_jax.jobs.{config.job}')
   processes = _processes(config.job)
   if config.job == 'report':

@@ -4,6 +4,7 @@ import functools
 import importlib
 import json
 import pkgutil
+import re
 import shlex
 
 from absl import flags
@@ -565,6 +566,15 @@ def test_jobs_are_the_modules_that_run(main_module):
     if hasattr(importlib.import_module(f'hwdarts_jax.jobs.{name}'), 'run')
   ]
   assert tuple(found) == main_module.JOBS
+
+
+def test_help_tells_of_every_job(main_module):
+  """And of the flags that a first run needs; the docstring is what it shows."""
+  told = re.findall(r'^  (\w+) ', main_module.__doc__, re.M)
+  assert set(main_module.JOBS) <= set(told)
+  assert (
+    '--config=' in main_module.__doc__ and '--workdir' in main_module.__doc__
+  )
 
 
 def test_the_default_workdir_belongs_to_the_settings(load_config, main_module):
