@@ -33,6 +33,7 @@ ARGS = (
 VARIABLES = {
   'run.sh': {'EXTRA': 'cuda', 'VENV': '/absent'},
   'slurm.sbatch': {'SLURM_NTASKS': '16'},
+  'slurm_array.sbatch': {'SLURM_ARRAY_TASK_ID': '2', 'SLURM_NTASKS': '1'},
   'tpu_pod.sh': {
     'NAME': 'search',
     'ZONE': 'us-east5-b',
@@ -51,7 +52,8 @@ VARIABLES = {
     'WORKDIR': 'gs://bucket/search',
   },
 }
-OPTIONAL = {'SPOT', 'EXTRA', 'VENV', 'SLURM_NTASKS'}
+SLURM = {'SLURM_NTASKS', 'SLURM_ARRAY_TASK_ID'}  # set by SLURM itself
+OPTIONAL = {'SPOT', 'EXTRA', 'VENV'} | SLURM
 
 
 def _run(script, *args, path='', **variables):
@@ -109,14 +111,19 @@ def test_a_script_says_how_it_is_used(script):
   ran = _run(script.name, '--help')
   assert ran.returncode == 0, ran.stderr
   assert f'launch/{script.name}' in ran.stdout and 'DRY_RUN=1' in ran.stdout
-  for name in set(VARIABLES[script.name]) - {'SLURM_NTASKS'}:
+  for name in set(VARIABLES[script.name]) - SLURM:
     assert name in ran.stdout, name
 
 
 @pytest.mark.parametrize('script', SCRIPTS, ids=lambda p: p.name)
-def test_a_dry_run_is_the_golden_one(script):
+def test_a_dry_run_is_the_golden_one(script, tmp_path):
   """What would be done, word for word, quotes included; and nothing is done."""
-  ran = _run(script.name, *ARGS, DRY_RUN='1', **VARIABLES[script.name])
+  args = ARGS
+  if script.name == 'slurm_array.sbatch':  # reads them from a file
+    points = [[*ARGS, '--config.seed=0'], [*ARGS, '--config.seed=1']]
+    (tmp_path / 'points').write_text('\n'.join(map(shlex.join, points)) + '\n')
+    args = (str(tmp_path / 'points'),)
+  ran = _run(script.name, *args, DRY_RUN='1', **VARIABLES[script.name])
   assert ran.returncode == 0, ran.stderr
   golden = GOLDEN / f'launch_{script.stem}.txt'
   if os.environ.get('UPDATE_GOLDEN'):
@@ -141,6 +148,7 @@ def test_a_variable_that_is_missing_is_named(script, variable):
   [
     ('run.sh', (), {}, ['--config=']),
     ('slurm.sbatch', ('--workdir=w',), {}, ['--config=']),
+    ('slurm_array.sbatch', ('/absent',), {}, ['launch/sweep.py --slurm']),
     ('run.sh', ARGS, {'RESTARTS': 'many'}, ['RESTARTS', 'many']),
     ('run.sh', ARGS, {'PYTHON': 'snake'}, ['snake', 'not installed']),
     ('tpu_pod.sh', ARGS, {'WORKDIR': '/tmp/w'}, ['WORKDIR', '/tmp/w', 'gs://']),
