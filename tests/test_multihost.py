@@ -12,7 +12,11 @@ import time
 
 import numpy as np
 import pytest
+from tfds_files import pngs, write_tfds
 import tiny_runs
+
+from hwdarts_jax import spaces
+from hwdarts_jax.spaces import discretize
 
 _PEER_TIMEOUT = 10
 _EXIT_LOST = 75
@@ -254,3 +258,31 @@ def test_flags_that_go_not_together_are_one_message(
   assert result.code == 2
   assert words in result.err and 'Traceback' not in result.err
   assert not (tmp_path / 'run').exists()
+
+
+def test_processes_that_decode_their_own_images_train_as_one(
+  run, tmp_path_factory, tmp_path
+):
+  """Each reads only the rows of its devices from disk, with random crops."""
+  folder = tmp_path_factory.mktemp('tfds')
+  write_tfds(folder, pngs(50, 12, 10)[1], [i % 3 for i in range(50)])
+  genotype = tmp_path / 'genotype.json'
+  spec = spaces.make('darts', **tiny_runs.tiny('SPEC'))
+  ones = {g: np.ones(s.shape) for g, s in spec.groups().items()}
+  found = discretize.derive(spec, ones)
+  genotype.write_text(json.dumps(found.to_dict()))
+  settings = {
+    'job': 'retrain',
+    'data.name': 'tiny',
+    'data.data_dir': folder,
+    'data.image_size': 8,
+    'retrain.genotype': genotype,
+    'retrain.num_epochs': 1,
+    'retrain.batch_size': 8,
+    'retrain.augment.crop_area': 0.3,
+    'retrain.drop_path': 0.0,
+    'retrain.mixup': 0.2,
+  }
+  run(1, 4, tmp_path / 'one', **settings)
+  run(2, 2, tmp_path / 'two', **settings)
+  _assert_same_run(tmp_path / 'two', tmp_path / 'one', 'retrain.json')
