@@ -146,7 +146,7 @@ def check(split: str, image_size: int | None) -> None:
 
 def _load_digits(split: str, image_size: int | None, crop: float) -> Dataset:
   path = importlib.resources.files('hwdarts_jax.data') / 'digits.npz'
-  with path.open('rb') as f, np.load(f) as arrays:
+  with path.open('rb') as f, np.load(f, allow_pickle=False) as arrays:
     images, labels = arrays['images'], arrays['labels']
   shuffled = order.permutation(len(images), _DIGITS_SEED, stream=order.HELD_OUT)
   train = np.sort(shuffled[:-_DIGITS_TEST_EXAMPLES])

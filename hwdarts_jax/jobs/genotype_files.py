@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-import json
 from typing import Any
 
 from etils import epath
 import ml_collections
 
+from hwdarts_jax.runtime import workdir as workdir_lib
 from hwdarts_jax.spaces import discretize
 from hwdarts_jax.spaces.spec import Genotype, NetworkSpec
 
@@ -75,6 +75,6 @@ def load(
       '(--config.job=search), or name another.'
     )
   try:
-    return path, json.loads(path.read_text())
+    return path, workdir_lib.read_json(path)
   except ValueError as e:
     raise ValueError(f'{path} is not JSON ({e}).') from e

@@ -295,6 +295,10 @@ def _check_hypergrad(values: Mapping[str, Any]) -> None:
   """Checks the name of the estimator and the names of its settings."""
   if 'name' not in values:
     raise ValueError('hypergrad.name is missing from the config.')
+  if not rules.TEXT.holds(values['name']):
+    raise ValueError(
+      f'hypergrad.name is {values["name"]!r}; it must be {rules.TEXT.allowed}.'
+    )
   known = _keywords(hypergrad.get(values['name']))
   _check_names(
     'hypergrad', values, ('name', *known), (), f' of {values["name"]}'

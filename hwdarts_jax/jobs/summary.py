@@ -17,6 +17,7 @@ import numpy as np
 from hwdarts_jax import spaces
 from hwdarts_jax.jobs import bounds, common, diagnose
 from hwdarts_jax.latency import projection
+from hwdarts_jax.runtime import command
 from hwdarts_jax.spaces import discretize
 from hwdarts_jax.spaces.spec import Genotype, NetworkSpec
 
@@ -310,10 +311,13 @@ def interpreter() -> str:
 def overrides(config: dict[str, Any]) -> dict[str, Any]:
   """What the command line changed in the config file, by dotted name.
 
-  Nothing where the file cannot be read any more. Zeros of the search spec are
+  Nothing where the file cannot be read any more, or where to run it is not for
+  a workdir to ask (`command.is_trusted_config`). Zeros of the search spec are
   left out: the data set fills them in again.
   """
   name, _, arg = config['source'].partition(':')
+  if not command.is_trusted_config(name):
+    return {}
   try:
     built = runpy.run_path(name)['get_config'](arg or None).to_dict()
   except (OSError, ImportError, KeyError):

@@ -69,7 +69,7 @@ def decode(space: str, indices: np.ndarray) -> tuple[Genotype, ...]:
 def enumerated(space: str) -> tuple[str, GroupSpec]:
   """The only group of an enumerated space, by name; ValueError for others."""
   check(
-    space in _ENUMERATED,
+    isinstance(space, str) and space in _ENUMERATED,
     'space of a series',
     space,
     f'one of {sorted(_ENUMERATED)}',

@@ -9,8 +9,11 @@ import sys
 from typing import NoReturn
 
 from absl import app, flags, logging
+from ml_collections import config_flags
 
 _REPORT_CONFIG = pathlib.Path(__file__).parents[1] / 'report' / 'config.py'
+
+_MOST_CHARACTERS = 6000  # of a message
 
 
 def run(main: Callable[[list[str]], None]) -> NoReturn:
@@ -44,8 +47,12 @@ def fail(error: BaseException) -> NoReturn:
 
 
 def report(error: BaseException) -> None:
-  """Prints one message."""
-  print(f'\nError: {_message(error)}', file=sys.stderr)
+  """Prints one message, however long what it quotes."""
+  text = _message(error)
+  if len(text) > _MOST_CHARACTERS:
+    half = _MOST_CHARACTERS // 2
+    text = f'{text[:half]} ... {text[-half:]}'
+  print(f'\nError: {text}', file=sys.stderr)
   logging.debug('', exc_info=error)
 
 
@@ -55,6 +62,21 @@ def _with_config(argv: list[str]) -> list[str]:
   if '--config.job=report' not in argv or 'config' in names:
     return argv
   return [argv[0], f'--config={_REPORT_CONFIG}', *argv[1:]]
+
+
+def is_trusted_config(name: str) -> bool:
+  """Whether a config file, which is a program, may be run.
+
+  A workdir may come from anybody, and says by which config it was made. Run are
+  only the config of this command line, and those in the folder `configs` here.
+  """
+  if re.fullmatch(r'configs/\w+\.py', name):
+    return True
+  known = 'config' in flags.FLAGS and flags.FLAGS.is_parsed()
+  if not known or flags.FLAGS['config'].value is None:
+    return False
+  mine = config_flags.get_config_filename(flags.FLAGS['config'])
+  return pathlib.Path(mine).resolve() == pathlib.Path(name).resolve()
 
 
 def _check_config_file(argv: list[str]) -> None:

@@ -266,7 +266,7 @@ def _names(function: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def _check_among(field: str, value: str, allowed: Iterable[str]) -> None:
-  if value not in allowed:
+  if value not in tuple(allowed):  # also what cannot be hashed
     raise ValueError(
       f'{field} is {value!r}; it must be one of {", ".join(allowed)}.'
     )

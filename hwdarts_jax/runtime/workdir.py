@@ -30,6 +30,7 @@ _TMP = '.tmp-'
 _MISSING = '(absent)'
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 _MAX_SHOWN = 5
+_MAX_BYTES = 64 * 2**20  # of a JSON file
 
 
 class UserError(ValueError):
@@ -87,6 +88,26 @@ def write_text_atomic(path: epath.PathLike, text: str) -> None:
 def write_json_atomic(path: epath.PathLike, obj: Any) -> None:
   """`write_bytes_atomic` of indented JSON."""
   write_text_atomic(path, json.dumps(obj, indent=2) + '\n')
+
+
+def read_json(path: epath.PathLike) -> Any:
+  """The JSON value in a file that may come from anybody.
+
+  Raises:
+    ValueError: it is no JSON, nested too deep, or too large; the message does
+      not name the file.
+    OSError: it cannot be read.
+  """
+  with epath.Path(path).open('rb') as f:
+    data = f.read(_MAX_BYTES + 1)
+  if len(data) > _MAX_BYTES:
+    raise ValueError(
+      f'more than {_MAX_BYTES >> 20} MiB, the most that such a file may have'
+    )
+  try:
+    return json.loads(data)
+  except RecursionError as e:
+    raise ValueError('nested too deep') from e
 
 
 def prepare(
@@ -223,9 +244,9 @@ def _versions() -> dict[str, str]:
 
 def _read_record(path: epath.Path) -> dict[str, Any]:
   try:
-    record = json.loads(path.read_text())
+    record = read_json(path)
     parts = [record[k] for k in ('config', 'versions', 'hashes')]
-  except (ValueError, KeyError, TypeError, RecursionError) as e:
+  except (ValueError, KeyError, TypeError) as e:
     raise UserError(
       f'{path} is damaged ({type(e).__name__}: {e}). Put it back from a copy, '
       'or choose another --workdir.'
