@@ -480,6 +480,8 @@ def test_the_printed_command_repeats_sections_with_more_fields(
 ):
   """What the config file lacks is given as the whole section again."""
   monkeypatch.chdir(tiny_runs.ROOT)
+  # As in the process that was started with this config.
+  monkeypatch.setattr(summary.command, 'is_trusted_config', lambda name: True)
   config = tiny_runs.tiny('get_config')().to_dict()
   config['hypergrad'] = {'name': 'neumann', 'num_terms': 2}
   config['regularizers'] = {'beta_decay': {'scale': 5.0}}

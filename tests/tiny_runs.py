@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import resource
 import runpy
 import signal
 import subprocess
@@ -291,6 +292,9 @@ def _become_main(question: dict) -> None:
     os.dup2(stream, number)
   os.chdir(question['cwd'])
   os.environ.update(question['env'])
+  if 'MOST_FILE_BYTES' in question['env']:  # more is an error, as on full disks
+    most = int(question['env']['MOST_FILE_BYTES'])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
   if question['env'].get('JAX_ENABLE_X64') == '1':  # was read at the import
     import jax
 
