@@ -21,10 +21,10 @@ def test_a_run_whose_disk_is_full_ends_by_one_message_and_goes_on(
   test_faults._assert_same_run(workdir, finished[0])
 
 
-def test_a_clock_that_runs_backwards_changes_nothing(
+def test_a_clock_that_is_set_back_changes_nothing(
   nursery, command, finished, tmp_path
 ):
-  """Not the order of rows, nor which checkpoint is the newest."""
+  """Neither the order of rows nor which checkpoint is the newest."""
   workdir = tmp_path / 'run'
   clock = 'tests.jumping_clock'
   result = nursery.run(
@@ -32,7 +32,7 @@ def test_a_clock_that_runs_backwards_changes_nothing(
   )
   assert result.code == 0, result.err
   test_faults._assert_same_run(workdir, finished[0])
-  # Resumed under a clock that is behind all of its files.
+  # Resumed, and set back below the times of its files.
   (workdir / 'genotype.json').unlink()
   assert nursery.run(*command(workdir), module=clock).code == 0
   assert tiny_runs.rows(workdir) == tiny_runs.rows(finished[0])
