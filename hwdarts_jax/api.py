@@ -25,6 +25,7 @@ from typing import Any
 from etils import epath
 import ml_collections
 
+from hwdarts_jax.runtime import command
 from hwdarts_jax.runtime.workdir import UserError
 from hwdarts_jax.spaces.spec import Genotype
 
@@ -98,6 +99,7 @@ def load_config(
   sys.path.insert(0, str(path.resolve().parents[1]))
   try:
     config = runpy.run_path(name)['get_config'](arg or None)
+    command.trust(name)
   finally:
     sys.path.pop(0)
   config.lock()

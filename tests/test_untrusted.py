@@ -52,10 +52,10 @@ def test_no_module_unpickles_or_evaluates(trees):
       assert given.get('allow_pickle') == 'False', path
 
 
-def test_one_place_runs_a_config_that_a_file_names(trees):
-  """And that place asks first whether it may."""
-  where = [path for path, name, _ in _calls(trees) if name == 'runpy.run_path']
-  assert where == ['jobs/summary.py']
+def test_two_places_run_a_config(trees):
+  """What its user names, and what a record names; that asks whether it may."""
+  where = {path for path, name, _ in _calls(trees) if name == 'runpy.run_path'}
+  assert where == {'api.py', 'jobs/summary.py'}
 
 
 def test_a_workdir_cannot_have_a_program_run(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from ml_collections import config_flags
 _REPORT_CONFIG = pathlib.Path(__file__).parents[1] / 'report' / 'config.py'
 
 _MOST_CHARACTERS = 6000  # of a message
+_trusted: set[pathlib.Path] = set()
 
 
 def run(main: Callable[[list[str]], None]) -> NoReturn:
@@ -64,13 +65,21 @@ def _with_config(argv: list[str]) -> list[str]:
   return [argv[0], f'--config={_REPORT_CONFIG}', *argv[1:]]
 
 
+def trust(name: str) -> None:
+  """Says that the user of this process has named a config file."""
+  _trusted.add(pathlib.Path(name).resolve())
+
+
 def is_trusted_config(name: str) -> bool:
   """Whether a config file, which is a program, may be run.
 
   A workdir may come from anybody, and says by which config it was made. Run are
-  only the config of this command line, and those in the folder `configs` here.
+  only the config of this command line, those that this process has loaded for
+  its user, and those in the folder `configs` here.
   """
   if re.fullmatch(r'configs/\w+\.py', name):
+    return True
+  if pathlib.Path(name).resolve() in _trusted:
     return True
   known = 'config' in flags.FLAGS and flags.FLAGS.is_parsed()
   if not known or flags.FLAGS['config'].value is None:
