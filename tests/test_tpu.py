@@ -21,7 +21,7 @@ from hwdarts_jax import spaces
 from hwdarts_jax.bilevel import hypergrad, population, update
 from hwdarts_jax.data import pipeline, sources
 from hwdarts_jax.data.augment import Augment
-from hwdarts_jax.jobs import loop, retrain, search
+from hwdarts_jax.jobs import loop, retrain, search, train_step
 from hwdarts_jax.models import fused, ops
 from hwdarts_jax.runtime import optimizers, sharding
 from hwdarts_jax.spaces import discretize
@@ -150,6 +150,7 @@ def test_the_step_of_a_training_is_lowered_for_tpu(table, tmp_path):
   config.network.dtype = 'bfloat16'
   config.num_devices = 1
   config.retrain.genotype = str(genotype)
+  config.retrain.update(mixup=0.2, cutmix=1.0, dropout=0.1)
   training = retrain.make(config)
   assert training.network.context.depthwise == 'conv'  # as on accelerators
   shape = jax.ShapeDtypeStruct
@@ -159,9 +160,9 @@ def test_the_step_of_a_training_is_lowered_for_tpu(table, tmp_path):
     shape(training.train.labels.shape, jnp.int32),
     shape((1, size), jnp.int32),
   )
-  step = jax.jit(functools.partial(retrain._step, training))
+  step = jax.jit(functools.partial(train_step.step, training))
   state = jax.eval_shape(lambda: retrain.init_state(training))
-  exported = jax.export.export(step, platforms=['tpu'])(state, chunk)
+  exported = jax.export.export(step, platforms=['tpu'])(state, None, chunk)
   assert not _calls(exported.mlir_module())
 
 
