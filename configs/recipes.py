@@ -139,9 +139,9 @@ RECIPES: dict[str, dict[str, Any]] = {
   },
 }
 _PHOTOS = ('imagenet2012',)
-# Images/s of one H100, of the largest network of the space mobile with depthwise
-# convolutions at 224 pixels, in batches of 128, in bfloat16: from a sketch that
-# came before this code, with which it was not measured.
+# Images/s of one H100, of the largest network of the space mobile with
+# depthwise convolutions at 224 pixels, in batches of 128, in bfloat16: from a
+# sketch that came before this code, with which it was not measured.
 MOBILE_RATE = 5150.0
 
 
