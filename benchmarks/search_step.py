@@ -44,7 +44,7 @@ from benchmarks import search_step_setup as setup_lib
 from hwdarts_jax import spaces
 from hwdarts_jax.bilevel import hypergrad
 from hwdarts_jax.jobs import common
-from hwdarts_jax.models import fused
+from hwdarts_jax.models import evaluations
 from hwdarts_jax.runtime import metrics as metrics_lib
 
 _SPACE = flags.DEFINE_enum('space', 'darts', spaces.names(), 'Space.')
@@ -59,7 +59,7 @@ _DTYPE = flags.DEFINE_enum(
 _EVALUATION = flags.DEFINE_enum(
   'evaluation',
   'fused',
-  sorted([*fused.EVALUATIONS, fused.SHARED]),
+  sorted([*evaluations.EVALUATIONS, evaluations.SHARED]),
   'How edges are evaluated.',
 )
 _REMAT = flags.DEFINE_bool('remat', False, 'Keep convolutions only.')

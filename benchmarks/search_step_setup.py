@@ -20,7 +20,7 @@ from hwdarts_jax.jobs import common, memory
 from hwdarts_jax.jobs import search as search_job
 from hwdarts_jax.latency import cost
 from hwdarts_jax.latency import predictor as predictor_lib
-from hwdarts_jax.models import fused
+from hwdarts_jax.models import evaluations
 from hwdarts_jax.runtime import optimizers, sharding
 from hwdarts_jax.spaces.spec import NetworkSpec
 
@@ -213,7 +213,7 @@ def _make_problem(settings, spec, config, costs) -> update_lib.Problem:
   fit = predictor_lib.from_table(spec, costs)
   model = predictor_lib.LatencyPredictor(spec)
   problem = update_lib.Problem(
-    network=fused.make(
+    network=evaluations.make(
       spec, common.make_context(network, affine=False), settings.evaluation
     ),
     latency=functools.partial(model.apply, fit.variables),

@@ -27,7 +27,7 @@ from benchmarks import search_step_report as report
 from hwdarts_jax import spaces
 from hwdarts_jax.jobs import common, memory
 from hwdarts_jax.latency import cost
-from hwdarts_jax.models import fused
+from hwdarts_jax.models import evaluations
 from hwdarts_jax.models import network as network_lib
 from hwdarts_jax.models import op as op_lib
 from hwdarts_jax.spaces import discretize
@@ -80,7 +80,7 @@ def cases() -> list[Case]:
 
 def _supernet(name: str, spec: NetworkSpec, context: op_lib.Context) -> Case:
   uniform = discretize.uniform(spec, np.float32)
-  return Case(name, fused.make(spec, context, 'shared'), uniform)
+  return Case(name, evaluations.make(spec, context, 'shared'), uniform)
 
 
 def _largest(spec: NetworkSpec):

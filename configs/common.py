@@ -179,23 +179,12 @@ def search_config(
     'search': specs[parsed.space] | _FROM_DATA | few,
     'deploy': DEPLOY_SPECS[parsed.space] | few,
   }
-  table = f'{device}.{parsed.space}'
-  config.latency = {
-    'table': table,
-    # A folder that the job `predictor` made takes the place of the table.
-    'predictor': '',
-    # What makes a table, where none is shipped.
-    'measure': (
-      f'python -m hwdarts_jax.harness --config={config.source} '
-      f'--runner={runner} --dtype={dtype} --out={table}.json'
-    ),
-    # Of its whole networks, that the predictor is fitted to; 0: all.
-    'rows': 300 if parsed.runlocal else 0,
-  }
+  measure = f'--runner={runner} --dtype={dtype}'
+  config.latency = _latency(
+    config.source, f'{device}.{parsed.space}', measure, parsed.runlocal
+  )
   config.data = data(parsed.dataset)
   _set_method(config)
-  if parsed.space == 'mobile':  # 19 candidates a block, on one set of weights
-    config.network.evaluation = 'shared'
   _set_schedule(config, small, parsed.runlocal)
   config.retrain = recipes.retrain(
     parsed.recipe or recipes.default(parsed.space, parsed.dataset, small),
@@ -204,14 +193,40 @@ def search_config(
     'search' if small else 'deploy',
     parsed.runlocal,
   )
-  if (parsed.space, parsed.dataset) == ('mobile', 'imagenet2012'):
-    config.network.dtype = 'bfloat16'
-    config.retrain.images_per_second = recipes.MOBILE_RATE
+  if parsed.space == 'mobile':
+    _set_mobile(config, parsed.dataset)
   config.export = export(parsed.runlocal)
   config.population = _population(parsed.runlocal)
   config.evaluate = _evaluate()
   config.describe = describe()
   return config
+
+
+def _latency(
+  source: str, table: str, measure: str, runlocal: bool
+) -> dict[str, Any]:
+  """The section of the latency model."""
+  return {
+    'table': table,
+    # A folder that the job `predictor` made takes the place of the table.
+    'predictor': '',
+    # What makes a table, where none is shipped.
+    'measure': (
+      f'python -m hwdarts_jax.harness --config={source} {measure} '
+      f'--out={table}.json'
+    ),
+    # Of its whole networks, that the predictor is fitted to; 0: all.
+    'rows': 300 if runlocal else 0,
+  }
+
+
+def _set_mobile(config, dataset: str) -> None:
+  """Sets what networks of inverted residual blocks are evaluated by."""
+  # 19 candidates a block, on one set of weights.
+  config.network.evaluation = 'shared'
+  if dataset == 'imagenet2012':
+    config.network.dtype = 'bfloat16'
+    config.retrain.images_per_second = recipes.MOBILE_RATE
 
 
 def data(dataset: str) -> dict[str, Any]:

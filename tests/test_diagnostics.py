@@ -13,7 +13,7 @@ import pytest
 
 from hwdarts_jax import spaces
 from hwdarts_jax.bilevel import diagnostics, losses, problem
-from hwdarts_jax.models import fused, ops
+from hwdarts_jax.models import evaluations, ops
 
 NAS = spaces.make('nasbench201', features=2, num_cells=1)
 DARTS = spaces.make('darts', features=2, num_cells=3, num_nodes=2)
@@ -121,7 +121,7 @@ def test_the_hessian_product_is_that_of_the_whole_matrix():
     np.testing.assert_allclose(top, np.linalg.eigvalsh(matrix)[-1], rtol=1e-9)
 
 
-@pytest.mark.parametrize('evaluation', fused.EVALUATIONS)
+@pytest.mark.parametrize('evaluation', evaluations.EVALUATIONS)
 def test_the_eigenvalue_of_a_supernet_is_that_of_its_loss(evaluation):
   """Against the whole Hessian by differences of the gradient, in float64.
 
@@ -142,7 +142,11 @@ def test_the_eigenvalue_of_a_supernet_is_that_of_its_loss(evaluation):
     spec = dataclasses.replace(spec, cells=(cell,), head=(last, pool, dense))
     context = ops.Context(affine=False, bn_groups=2, dtype=jnp.float64)
     toy = problem.Problem(
-      fused.make(spec, context, evaluation), None, _Nothing(), _Nothing(), 10
+      evaluations.make(spec, context, evaluation),
+      None,
+      _Nothing(),
+      _Nothing(),
+      10,
     )
     state = jax.tree.map(_double, problem.init_state(toy, 0, 0.0, 0.5))
     rng = np.random.default_rng(0)

@@ -12,7 +12,7 @@ import pytest
 import space_strategies
 
 from hwdarts_jax import spaces
-from hwdarts_jax.models import fused, network, ops, shifts, stacking
+from hwdarts_jax.models import evaluations, network, ops, shifts, stacking
 from hwdarts_jax.models.fused import FusedNetwork
 from hwdarts_jax.models.network import Network
 
@@ -205,7 +205,7 @@ def test_members_of_one_pass_are_as_if_each_were_alone(name, evaluation):
   )
 
   def loss(gates):
-    logits, stats = fused.apply_members(
+    logits, stats = evaluations.apply_members(
       net, variables, jnp.stack(case.images), gates
     )
     return sum(map(_cross_entropy, logits)), (logits, stats)
@@ -337,7 +337,9 @@ def test_affine_supernet_is_refused():
 
 def test_evaluation_that_does_not_exist_is_named():
   with pytest.raises(ValueError, match="evaluation is 'magic'.*plain"):
-    fused.make(spaces.make('nasbench201'), ops.Context(affine=False), 'magic')
+    evaluations.make(
+      spaces.make('nasbench201'), ops.Context(affine=False), 'magic'
+    )
 
 
 def test_batch_that_groups_do_not_divide_is_refused():

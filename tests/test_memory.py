@@ -9,7 +9,7 @@ import pytest
 
 from hwdarts_jax.bilevel import update
 from hwdarts_jax.jobs import memory
-from hwdarts_jax.models import fused, ops
+from hwdarts_jax.models import evaluations, ops
 from hwdarts_jax.runtime import optimizers
 from hwdarts_jax.spaces import nasbench201
 
@@ -23,7 +23,7 @@ def _problem(evaluation):
   )
   context = ops.Context(affine=False, bn_groups=GROUPS, depthwise='shift')
   return update.Problem(
-    network=fused.make(spec, context, evaluation),
+    network=evaluations.make(spec, context, evaluation),
     latency=lambda gates: gates['cell'].sum(),
     params_optimizer=optimizers.make('sgd', 0.1, 10, schedule='constant'),
     alphas_optimizer=optimizers.make('adam', 0.1, 10, schedule='constant'),
@@ -64,7 +64,7 @@ def _within(memory_gb):
   )
 
 
-@pytest.mark.parametrize('evaluation', fused.EVALUATIONS)
+@pytest.mark.parametrize('evaluation', evaluations.EVALUATIONS)
 def test_every_plan_keeps_less_than_the_one_before(evaluation):
   problem = _problem(evaluation)
   kept = [

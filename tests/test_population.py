@@ -11,7 +11,7 @@ import test_update as tiny
 
 from hwdarts_jax.bilevel import dual, population, update
 from hwdarts_jax.bilevel.population import Population
-from hwdarts_jax.models import fused, ops
+from hwdarts_jax.models import evaluations, ops
 from hwdarts_jax.runtime import optimizers
 
 SIZE, PER_STEP = 4, 2
@@ -36,7 +36,7 @@ def _problem(
   constraints = (dual.Constraint('latency_ms', tiny._latency),)
   return dataclasses.replace(
     problem,
-    network=fused.make(tiny._spec(), context, evaluation),
+    network=evaluations.make(tiny._spec(), context, evaluation),
     params_optimizer=optimizers.make('sgd', lr, tiny.STEPS, momentum=0.9),
     constraints=constraints if bounded else (),
   )

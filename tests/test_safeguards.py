@@ -16,14 +16,16 @@ import optax
 import pytest
 
 from hwdarts_jax.bilevel import exploration, problem, regularizers
-from hwdarts_jax.models import fused, network, ops
+from hwdarts_jax.models import evaluations, network, ops
 from hwdarts_jax.spaces import discretize, nasbench201
 from hwdarts_jax.spaces.spec import GroupSpec
 
 TARGET, STEPS, LR, DECAY = 1.6, 600, 0.1, 0.1
 OPS = ('skip_connect', 'nor_conv_3x3')
 SPEC = types.SimpleNamespace(groups=lambda: {'cell': GroupSpec(OPS, ((0, 1),))})
-evaluations = pytest.mark.parametrize('evaluation', fused.EVALUATIONS)
+every_evaluation = pytest.mark.parametrize(
+  'evaluation', evaluations.EVALUATIONS
+)
 
 
 def _problem(**settings):
@@ -148,12 +150,12 @@ def test_the_auxiliary_skip_decays_to_nothing():
     )
 
 
-@evaluations
+@every_evaluation
 def test_the_auxiliary_skip_is_an_identity_on_every_searched_edge(evaluation):
   """With gates of zero and a coefficient of one, nothing but skips is left."""
   spec = nasbench201.make(2, 1, num_classes=4, image_size=4, image_channels=1)
   context = ops.Context(affine=False)
-  net = fused.make(spec, context, evaluation)
+  net = evaluations.make(spec, context, evaluation)
   variables = network.init(net, jax.random.key(0))
   images = jax.random.normal(jax.random.key(1), (2, 4, 4, 1))
   gates = exploration.auxiliary_skip(spec, {'cell': jnp.zeros((6, 5))}, 1.0)
@@ -163,7 +165,7 @@ def test_the_auxiliary_skip_is_an_identity_on_every_searched_edge(evaluation):
   skips = nasbench201.from_arch_string(text.format('skip_connect'))
   only = network.Network(discretize.discretize(spec, skips), context)
   own, missing = network.inherit(
-    network.init(only, jax.random.key(2)), fused.to_plain(net, variables)
+    network.init(only, jax.random.key(2)), evaluations.to_plain(net, variables)
   )
   assert not missing
   np.testing.assert_allclose(

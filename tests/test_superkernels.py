@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hwdarts_jax import spaces
-from hwdarts_jax.models import fused, network, op, ops, superkernels
+from hwdarts_jax.models import evaluations, network, op, ops, superkernels
 from hwdarts_jax.spaces import discretize
 from hwdarts_jax.spaces.spec import Choice, Genotype
 
@@ -43,7 +43,7 @@ def _context(affine=False):
 def _supernet():
   """The spec, the supernet on shared weights, its variables, and images."""
   spec = spaces.make('mobile', **_SETTINGS)
-  made = fused.make(spec, _context(), 'shared')
+  made = evaluations.make(spec, _context(), 'shared')
   variables = network.init(made, jax.random.key(0))
   rng = np.random.default_rng(0)
   # Biases and statistics that are not all alike, or little is compared.
@@ -100,7 +100,7 @@ def test_one_hot_gates_are_the_derived_network(train, pairs):
   spec, made, variables, images = _supernet()
   first, rest = (s.ops for s in spec.sites() if len(s.ops) > 1)
   assert (len(first), len(rest)) == (_NUM_CANDIDATES, _NUM_CANDIDATES + 1)
-  plain = fused.to_plain(made, variables)
+  plain = evaluations.to_plain(made, variables)
   for i, j in pairs:
     genotype = _genotype(spec, first[i], rest[j])
     gates = discretize.one_hot(spec, genotype)
@@ -121,7 +121,7 @@ def test_one_hot_gates_are_the_derived_network(train, pairs):
     evaluate = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (_, expected), grads = evaluate(own['params'])
     np.testing.assert_allclose(logits, expected, rtol=1e-9, atol=1e-12)
-    of_plain = fused.to_plain(made, {**variables, 'params': of_params})
+    of_plain = evaluations.to_plain(made, {**variables, 'params': of_params})
     got, _ = network.inherit({'params': grads}, of_plain)
     for a, b in zip(
       jax.tree.leaves(got['params']), jax.tree.leaves(grads), strict=True
@@ -176,7 +176,7 @@ def test_plain_variables_are_those_of_the_unshared_supernet():
   """So that a training inherits from either by the same paths."""
   spec, made, variables, _ = _supernet()
   plain = network.init(network.Network(spec, _context()), jax.random.key(0))
-  got = fused.to_plain(made, variables)
+  got = evaluations.to_plain(made, variables)
   shapes = functools.partial(jax.tree.map, jnp.shape)
   assert shapes(got) == shapes(plain)
 
@@ -200,13 +200,13 @@ def test_shared_weights_are_those_of_the_largest_of_each_family():
     for i in (7, 9)
   ]
   assert count(variables) == sum(map(count, largest))
-  assert count(variables) < count(fused.to_plain(made, variables)) / 2
+  assert count(variables) < count(evaluations.to_plain(made, variables)) / 2
 
 
 def test_space_without_anything_to_share_says_so():
   spec = spaces.make('nasbench201', features=4, num_cells=1)
   with pytest.raises(ValueError, match="'nasbench201' have no weights in com"):
-    fused.make(spec, _context(), 'shared')
+    evaluations.make(spec, _context(), 'shared')
 
 
 def test_one_op_of_a_kind_shares_with_nobody():

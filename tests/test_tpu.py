@@ -22,7 +22,7 @@ from hwdarts_jax.bilevel import hypergrad, population, update
 from hwdarts_jax.data import pipeline, sources
 from hwdarts_jax.data.augment import Augment
 from hwdarts_jax.jobs import loop, retrain, search, train_step
-from hwdarts_jax.models import fused, ops
+from hwdarts_jax.models import evaluations, ops
 from hwdarts_jax.runtime import optimizers, sharding
 from hwdarts_jax.spaces import discretize
 
@@ -64,7 +64,7 @@ def _problem(space, name, evaluation):
   context = ops.Context(affine=False, bn_groups=2, dtype=jnp.bfloat16)
   constant = {'schedule': 'constant', 'weight_decay': 1e-3}
   return update.Problem(
-    network=fused.make(_spec(space), context, evaluation),
+    network=evaluations.make(_spec(space), context, evaluation),
     latency=lambda gates: sum(g.sum() for g in gates.values()),
     params_optimizer=optimizers.make(
       'sgd', 0.1, _STEPS, momentum=0.9, clip_norm=5.0, **constant
@@ -106,7 +106,7 @@ def _calls(text):
 
 
 @pytest.mark.usefixtures('as_on_tpu')
-@pytest.mark.parametrize('evaluation', fused.EVALUATIONS)
+@pytest.mark.parametrize('evaluation', evaluations.EVALUATIONS)
 @pytest.mark.parametrize('name', hypergrad.HYPERGRADS)
 @pytest.mark.parametrize('space', _SPACES)
 def test_every_update_is_lowered_for_tpu(space, name, evaluation):

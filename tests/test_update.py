@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from hwdarts_jax.bilevel import dual, hypergrad, update
-from hwdarts_jax.models import fused, ops
+from hwdarts_jax.models import evaluations, ops
 from hwdarts_jax.runtime import optimizers, sharding
 from hwdarts_jax.spaces import discretize, nasbench201
 
@@ -63,7 +63,7 @@ def _problem(
   constant = {'schedule': 'constant', 'weight_decay': 1e-3}
   settings = {'num_steps': STEPS, 'reference_ms': 3.0, **settings}
   return update.Problem(
-    network=fused.make(_spec(), context, evaluation),
+    network=evaluations.make(_spec(), context, evaluation),
     latency=_latency,
     params_optimizer=optimizers.make('sgd', LR, STEPS, **constant),
     alphas_optimizer=optimizers.make('adam', 0.02, STEPS, **constant),
@@ -305,12 +305,12 @@ def test_a_fused_network_takes_the_steps_of_the_plain_one(name, program, x64):
   """Also the derivatives of its written derivatives are the true ones."""
   plain, fast = (
     program(name, dtype=jnp.float64, evaluation=evaluation)
-    for evaluation in fused.EVALUATIONS
+    for evaluation in evaluations.EVALUATIONS
   )
   want, want_metrics = plain.search(_state(plain.problem), 2)
   got, got_metrics = fast.search(_state(fast.problem), 2)
   variables = {'params': got.params, 'batch_stats': got.batch_stats}
-  unstacked = fused.to_plain(fast.problem.network, variables)
+  unstacked = evaluations.to_plain(fast.problem.network, variables)
   assert unstacked.keys() == variables.keys()
   _close(unstacked['params'], want.params, 1e-9)
   _close(unstacked['batch_stats'], want.batch_stats, 1e-9)

@@ -9,8 +9,8 @@ few members take their turn, one after the other around the circle:
     outer   alphas of these members move, each by the validation loss of its own
             part of the other batch
 
-Both are one pass over the network (`fused.apply_members`), so that a step costs
-what a step of one search with these batches costs, whatever the number of
+Both are one pass over the network (`evaluations.apply_members`), so that a step
+costs what a step of one search with these batches costs, whatever the number of
 members. In a `SearchState` of a population, `alphas`, `alphas_opt`,
 `multiplier` and `duals` have a leading axis of members.
 
@@ -36,7 +36,7 @@ from hwdarts_jax.bilevel.problem import (
   SearchState,
   Tree,
 )
-from hwdarts_jax.models import fused
+from hwdarts_jax.models import evaluations
 
 # Estimators that need no more than values and gradients at given params.
 HYPERGRADS = ('first_order', 'lookahead')
@@ -207,7 +207,7 @@ def _inner(
   gates = draw.train(mine.alphas)
 
   def loss(params):
-    logits, stats = fused.apply_members(
+    logits, stats = evaluations.apply_members(
       problem.network,
       {'params': params, 'batch_stats': state.batch_stats},
       parts['image'],
@@ -234,7 +234,7 @@ def _outer(
     return losses.objective_of(problem, one, alphas, loss, accuracy)
 
   def total(alphas):
-    logits, _ = fused.apply_members(
+    logits, _ = evaluations.apply_members(
       problem.network,
       {'params': params, 'batch_stats': mine.batch_stats},
       parts['image'],

@@ -11,7 +11,7 @@ import ml_collections
 
 from hwdarts_jax.bilevel import update as update_lib
 from hwdarts_jax.jobs import search as search_job
-from hwdarts_jax.models import fused
+from hwdarts_jax.models import evaluations
 from hwdarts_jax.models import network as network_lib
 from hwdarts_jax.runtime.checkpoints import Checkpoints
 
@@ -42,7 +42,7 @@ def variables(config: ml_collections.ConfigDict, fresh: Any) -> Any:
       f'{folder} has no checkpoint to inherit from; finish the '
       'search, or leave retrain.inherit off.'
     )
-  source = fused.to_plain(
+  source = evaluations.to_plain(
     search.problem.network,
     {
       'params': restored.state.params,

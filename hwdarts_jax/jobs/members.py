@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hwdarts_jax.data import pipeline
-from hwdarts_jax.models import fused
+from hwdarts_jax.models import evaluations
 from hwdarts_jax.spaces import discretize
 from hwdarts_jax.spaces.spec import Genotype
 
@@ -44,7 +44,7 @@ def accuracies(
     )
     members = next(iter(gates.values())).shape[0]
     images = jnp.broadcast_to(image, (members, *image.shape))
-    logits, _ = fused.apply_members(network, variables, images, gates)
+    logits, _ = evaluations.apply_members(network, variables, images, gates)
     return (logits.argmax(-1) == batch['label'][None]).sum(1)
 
   size = min(search.config.search.eval_batch_size, search.val.num_examples)

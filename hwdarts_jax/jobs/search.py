@@ -36,7 +36,7 @@ from hwdarts_jax.jobs import bounds as bounds_lib
 from hwdarts_jax.jobs import loop as loop_lib
 from hwdarts_jax.jobs import settings as settings_lib
 from hwdarts_jax.latency import projection
-from hwdarts_jax.models import fused
+from hwdarts_jax.models import evaluations
 from hwdarts_jax.runtime import distributed, plots, sharding
 from hwdarts_jax.runtime import metrics as metrics_lib
 from hwdarts_jax.runtime import workdir as workdir_lib
@@ -127,7 +127,7 @@ def make(config: ml_collections.ConfigDict) -> Search:
   settings_lib.check(config.to_dict())
   # The layout of the checkpoints depends on it: a run goes on with the one that
   # it began with.
-  config.network.evaluation = fused.resolve(config.network.evaluation)
+  config.network.evaluation = evaluations.resolve(config.network.evaluation)
   # First: a typo need not wait for the data.
   make_latency = common.load_latency(config.latency)
   augment = Augment(**common.section(config, 'data', 'augment'))

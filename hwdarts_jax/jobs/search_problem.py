@@ -10,7 +10,7 @@ from hwdarts_jax.bilevel import update as update_lib
 from hwdarts_jax.jobs import bounds as bounds_lib
 from hwdarts_jax.jobs import common
 from hwdarts_jax.jobs import settings as settings_lib
-from hwdarts_jax.models import fused
+from hwdarts_jax.models import evaluations
 from hwdarts_jax.spaces import discretize
 
 
@@ -34,7 +34,7 @@ def make(
   settings = config.search
   if settings.auxiliary_skip:
     exploration.check_skips(specs.search)
-  network = fused.make(
+  network = evaluations.make(
     specs.search,
     common.make_context(config.network.to_dict(), affine=False),
     config.network.evaluation,

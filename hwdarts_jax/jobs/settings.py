@@ -21,7 +21,7 @@ from hwdarts_jax.bilevel import (
 )
 from hwdarts_jax.jobs import feeding, retrain_settings, rules, selection
 from hwdarts_jax.latency import budgets
-from hwdarts_jax.models import fused
+from hwdarts_jax.models import evaluations
 
 _DESCRIBE = {
   'spec': rules.among('search', 'deploy'),
@@ -87,7 +87,9 @@ _FIELDS: dict[str, dict[str, rules.Rule]] = {
     'bn_momentum': rules.BELOW_ONE,
     'dtype': rules.among('float32', 'bfloat16', 'float64'),
     'depthwise': rules.among('auto', 'conv', 'shift'),
-    'evaluation': rules.among('auto', *fused.EVALUATIONS, fused.SHARED),
+    'evaluation': rules.among(
+      'auto', *evaluations.EVALUATIONS, evaluations.SHARED
+    ),
   },
   'relaxation': {
     'name': rules.among(*relax.RELAXATIONS),

@@ -159,11 +159,7 @@ def fit(
   one_hot = _take(one_hot, connected)
   latency_ms = np.asarray(latency_ms, np.float64)[connected]
   count = len(latency_ms)
-  if count < (least := MIN_NETWORKS if prior is None else MIN_WITH_PRIOR):
-    raise ValueError(
-      f'the latency predictor has {count} measured networks that connect '
-      f'input and output; it needs at least {least}.'
-    )
+  _check_count(count, MIN_NETWORKS if prior is None else MIN_WITH_PRIOR)
   order = np.random.default_rng(seed).permutation(count)
   num_test = max(5, round(held_out * count)) if held_out else 0
   test, train = order[:num_test], order[num_test:][:_MAX_ROWS]
@@ -187,6 +183,14 @@ def fit(
     'held_out': report,
   }
   return Fit(_variables(corner), card, rows)
+
+
+def _check_count(count: int, least: int) -> None:
+  if count < least:
+    raise ValueError(
+      f'the latency predictor has {count} measured networks that connect '
+      f'input and output; it needs at least {least}.'
+    )
 
 
 def _fit_corner(spec, one_hot, ms, prior, seed) -> tuple[_Corner, float]:
