@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 import pytest
 import report_runs
 
-from hwdarts_jax.jobs import report
+from hwdarts_jax import spaces
+from hwdarts_jax.jobs import report, report_architecture, report_sections
 from hwdarts_jax.runtime import workdir as workdir_lib
 
 
@@ -107,3 +108,19 @@ def test_commands_that_cannot_be_are_one_message(nursery, args, words):
   assert result.code == 2
   assert 'Traceback' not in result.err
   assert all(word in result.err for word in words), result.err
+
+
+def test_a_network_for_no_device_is_headed_so():
+  """Published networks are trained without any latency."""
+  deploy = {'device': None, 'predicted_ms': None}
+  about = report_architecture.Subject(
+    spaces.make('references'), deploy, [{'deploy': deploy}]
+  )
+  assert report_sections.headline({}, about, 'digits') == (
+    'An architecture for digits, for no device in particular.'
+  )
+  assert report_architecture.latency(about) == (
+    None,
+    None,
+    'It was trained for no device in particular.',
+  )

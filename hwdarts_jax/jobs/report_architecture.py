@@ -69,6 +69,8 @@ def latency(about: Subject) -> Latency:
   """Makes the predictor again, if what it was made from is still as it was."""
   section = genotype_files.latency_section(about.deploy)
   name = section['table'] or section['predictor']
+  if not name:
+    return Latency(None, None, 'It was trained for no device in particular.')
   try:
     model = common.load_latency(section)(about.spec)
     table = (

@@ -38,7 +38,7 @@ def content(
   data = own.config.get('data', {}).get('name', 'unknown data')
   return _frame(own, family) | {
     'title': f'{about.spec.space} for {about.deploy["device"]}',
-    'headline': _headline(family, about, data),
+    'headline': headline(family, about, data),
     'stats': _stats(family, about, architectures),
     'warnings': warnings,
     'architectures': architectures,
@@ -99,7 +99,8 @@ def _changed(run: Run) -> list[tuple[str, Any]]:
     return []
 
 
-def _headline(family: Family, about: Subject, data: str) -> str:
+def headline(family: Family, about: Subject, data: str) -> str:
+  """One sentence: what was found, how fast it is, whether that is enough."""
   device = about.deploy['device']
   count = len(about.found)
   if 'pareto' in family and count > 1:
@@ -110,8 +111,9 @@ def _headline(family: Family, about: Subject, data: str) -> str:
       f'{max(times):.2f} ms on {device}; {on_front} on their front.'
     )
   ms = predicted_ms(about)
-  said = 'unknown latency' if ms is None else f'{ms:.2f} ms predicted'
-  text = f'An architecture for {data} with {said} on {device}'
+  if ms is None:
+    return f'An architecture for {data}, for no device in particular.'
+  text = f'An architecture for {data} with {ms:.2f} ms predicted on {device}'
   bound = _bound(about)
   if bound is None:
     return f'{text}.'
