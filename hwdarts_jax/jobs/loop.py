@@ -8,8 +8,9 @@ are dropped and written again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import concurrent.futures
+import contextlib
 import dataclasses
 import math
 import signal
@@ -302,7 +303,25 @@ def compile_together(message: str, jobs, deterministic: bool):
   return compiled
 
 
-def keep_compiled(path: epath.Path, deterministic: bool) -> None:
+@contextlib.contextmanager
+def opened(
+  config: Any, workdir: str, hashes: Mapping[str, str]
+) -> Iterator[epath.Path]:
+  """The workdir of a run, held while its processes are in it.
+
+  Args:
+    config: of the run.
+    workdir: the folder; see `workdir.prepare`.
+    hashes: of what the config only names.
+  """
+  with workdir_lib.lock(workdir):
+    path = workdir_lib.prepare(workdir, config.to_dict(), hashes=hashes)
+    distributed.check_shared(path)
+    _keep_compiled(path, config.deterministic)
+    yield path
+
+
+def _keep_compiled(path: epath.Path, deterministic: bool) -> None:
   """Keeps compiled programs in the workdir, if a run must be deterministic.
 
   A GPU compiler times alternatives and may choose another the next time; a

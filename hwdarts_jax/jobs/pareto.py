@@ -32,7 +32,6 @@ from hwdarts_jax.jobs.members import accuracies
 from hwdarts_jax.latency import budgets, liveness, projection, sampling
 from hwdarts_jax.runtime import distributed, sharding
 from hwdarts_jax.runtime import metrics as metrics_lib
-from hwdarts_jax.runtime import workdir as workdir_lib
 from hwdarts_jax.spaces import discretize
 from hwdarts_jax.spaces.spec import Genotype, NetworkSpec
 
@@ -79,12 +78,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     loop.NonFiniteError: the loss is no longer finite.
   """
   pareto = make(config)
-  with workdir_lib.lock(workdir):
-    path = workdir_lib.prepare(
-      workdir, config.to_dict(), hashes=pareto.search.hashes()
-    )
-    distributed.check_shared(path)
-    loop_lib.keep_compiled(path, config.deterministic)
+  with loop_lib.opened(config, workdir, pareto.search.hashes()) as path:
     if distributed.any_process((path / FRONT).exists()):
       print(f'{path} is finished already; a new search needs a new --workdir.')
     elif not _search(pareto, path):

@@ -102,12 +102,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     loop.NonFiniteError: the loss is no longer finite.
   """
   training = make(config)
-  with workdir_lib.lock(workdir):
-    path = workdir_lib.prepare(
-      workdir, config.to_dict(), hashes=training.hashes()
-    )
-    distributed.check_shared(path)
-    loop_lib.keep_compiled(path, config.deterministic)
+  with loop_lib.opened(config, workdir, training.hashes()) as path:
     if distributed.any_process((path / RESULT).exists()):
       print(
         f'{path} is finished already; a new training needs a new --workdir.'

@@ -99,12 +99,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     loop.NonFiniteError: the loss is no longer finite.
   """
   search = make(config)
-  with workdir_lib.lock(workdir):
-    path = workdir_lib.prepare(
-      workdir, config.to_dict(), hashes=search.hashes()
-    )
-    distributed.check_shared(path)
-    loop_lib.keep_compiled(path, config.deterministic)
+  with loop_lib.opened(config, workdir, search.hashes()) as path:
     if distributed.any_process((path / GENOTYPE).exists()):
       print(f'{path} is finished already; a new search needs a new --workdir.')
     else:
