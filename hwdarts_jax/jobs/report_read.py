@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-import json
 import os
 from typing import Any, NamedTuple
 
@@ -85,8 +84,8 @@ def read(workdir: epath.PathLike) -> Run:
 
 def _json(path: epath.Path) -> dict[str, Any]:
   try:
-    content = json.loads(path.read_text())
-  except (ValueError, RecursionError) as e:
+    content = workdir_lib.read_json(path)
+  except ValueError as e:
     raise _damaged(path, f'{type(e).__name__}: {e}') from e
   if not isinstance(content, dict):
     raise _damaged(path, 'it is no JSON object')
