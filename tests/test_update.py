@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import three_nodes
 
 from hwdarts_jax.bilevel import dual, hypergrad, update
 from hwdarts_jax.models import evaluations, ops
@@ -42,14 +43,7 @@ class Levels(NamedTuple):
 def _spec():
   """Three nodes of a cell of NAS-Bench-201, between its stem and its head."""
   spec = nasbench201.make(2, 1, num_classes=4, image_size=8, image_channels=1)
-  cell = dataclasses.replace(
-    spec.cells[0], edges=spec.cells[0].edges[:3], outputs=(2,)
-  )
-  last, pool, dense = spec.head
-  last = dataclasses.replace(last, inputs=((0, cell.name),), features=2)
-  whole = dataclasses.replace(pool.edges[0], stride=8)
-  pool = dataclasses.replace(pool, edges=(whole,), features=2)
-  return dataclasses.replace(spec, cells=(cell,), head=(last, pool, dense))
+  return three_nodes.cut(spec)
 
 
 def _latency(gates):
