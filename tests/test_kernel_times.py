@@ -62,7 +62,7 @@ def test_what_the_host_did_is_no_time_of_a_device():
 
 
 @pytest.mark.parametrize(
-  'kernels, runs', [(3, 60), (200, 60), (1500, 8), (10**4, 5)]
+  'kernels, runs', [(3, 60), (100, 60), (1000, 8), (10**4, 5)]
 )
 def test_calls_of_very_many_kernels_are_run_less_often(
   monkeypatch, kernels, runs
@@ -71,6 +71,4 @@ def test_calls_of_very_many_kernels_are_run_less_often(
   monkeypatch.setattr(
     kernel_times, 'record', lambda _, runs: _profile([[1e3] * kernels] * runs)
   )
-  ms, took = kernel_times.measure(lambda: None, 60)
-  assert took == runs
-  assert ms == pytest.approx(kernels * 1e-3)
+  assert kernel_times.affordable_runs(lambda: None, 60) == runs

@@ -19,26 +19,24 @@ _PLANE = '/device:GPU:'
 _LINE = 'Stream'  # other lines tell of the same events in other ways
 # Of one profile, as reading it takes longer than recording it: readings of
 # DARTS networks, 60 runs of some 1,500 kernels, took 10 to 30 s beside an H100.
-_MAX_EVENTS = 12_000
+_MAX_EVENTS = 8_000
 _MIN_RUNS = 5
 
 
-def measure(call: Callable[[], Any], runs: int) -> tuple[float, int] | None:
-  """Milliseconds on GPUs of one call, as by `device_ms`, and of how many runs.
+def affordable_runs(call: Callable[[], Any], runs: int) -> int:
+  """How many runs of a call one profile shall hold, found by a profile of one.
 
   Args:
     call: what to time; compiled, and warm.
-    runs: how many; fewer, down to 5, of a call of very many kernels.
+    runs: how many are wanted; fewer, down to 5, of a call of very many kernels.
 
   Returns:
-    None where nothing ran on a GPU.
+    0 where nothing ran on a GPU.
   """
-  of_one = len(_events(record(call, 1)))
-  if not of_one:
-    return None
-  runs = min(runs, max(_MIN_RUNS, _MAX_EVENTS // of_one))
-  ms = device_ms(record(call, runs), runs)
-  return None if ms is None else (ms, runs)
+  kernels = len(_events(record(call, 1)))
+  if not kernels:
+    return 0
+  return min(runs, max(_MIN_RUNS, _MAX_EVENTS // kernels))
 
 
 def record(call: Callable[[], Any], runs: int) -> ProfileData:

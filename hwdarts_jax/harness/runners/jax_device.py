@@ -93,6 +93,7 @@ class JaxDeviceRunner(Runner):
     self._settings = settings
     self._device: Any = None
     self._compiled: dict[str, tuple[Callable[..., Any], jax.Array]] = {}
+    self._affordable: dict[Callable[..., Any], int] = {}  # by program
     self._empty_ms = 0.0
 
   @property
@@ -162,6 +163,7 @@ class JaxDeviceRunner(Runner):
   def close(self) -> None:
     """See `Runner.close`."""
     self._compiled.clear()
+    self._affordable.clear()
 
   def _load(self, model: Model) -> tuple[Callable[..., Any], jax.Array]:
     """The compiled program of a model, and an image for it."""
@@ -202,7 +204,7 @@ class JaxDeviceRunner(Runner):
     for _ in range(protocol.warmup_runs):
       timer()
     if self._repeat == 'kernels':
-      return self._kernels(timer)
+      return self._kernels(program, timer)
     samples: list[float] = []
     while (
       len(samples) < protocol.min_runs or sum(samples) < protocol.min_ms / 1e3
@@ -210,16 +212,22 @@ class JaxDeviceRunner(Runner):
       samples.append(timer())
     return 1e3 * min(samples), len(samples)
 
-  def _kernels(self, timer: _Timer) -> tuple[float, int]:
-    """The device's own time; see `kernel_times.measure`."""
-    measured = kernel_times.measure(timer, timer.protocol.min_runs)
-    if measured is None:
+  def _kernels(
+    self, program: Callable[..., Any], timer: _Timer
+  ) -> tuple[float, int]:
+    """The device's own time; see `kernel_times.device_ms`."""
+    if program not in self._affordable:
+      runs = kernel_times.affordable_runs(timer, timer.protocol.min_runs)
+      self._affordable[program] = runs
+    runs = self._affordable[program]
+    ms = runs and kernel_times.device_ms(kernel_times.record(timer, runs), runs)
+    if not ms:
       raise DeviceError(
         f"JAX's profiler has seen no kernel on {self._device}: it may lack "
         "NVIDIA's CUPTI, or the device is no GPU. Measure with "
         '--runner=jax_device:repeat=loop.'
       )
-    return measured
+    return ms, runs
 
   def _faults(self, name: str) -> Any:
     return _Faults(name, self._device)
