@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 import jax
 from jax.sharding import AxisType, NamedSharding
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tfds_files import pngs, real, REAL_DATA, write_tfds
 
-from hwdarts_jax.data import pipeline, records, sources, stream
+from hwdarts_jax.data import parts, pipeline, records, sources, stream
 from hwdarts_jax.data.augment import Augment
 from hwdarts_jax.data.split import search_split
 
@@ -29,6 +29,10 @@ def folder(tmp_path_factory):
 
 def opened(folder, workers=0):
   return records.open_records('tiny', 'train', folder, 8, workers=workers)
+
+
+def in_memory(folder):
+  return sources.load('tiny', 'train', folder, 8)
 
 
 def batched(num_devices):
@@ -49,7 +53,7 @@ def arrays(feed, step, num_steps=1):
 @pytest.mark.parametrize('num_devices', [1, 8])
 def test_images_on_disk_are_those_in_memory(folder, num_devices):
   """Where they live changes no batch, on any number of devices."""
-  memory = pipeline.Feed(sources.load('tiny', 'train', folder, 8), 16, 7)
+  memory = pipeline.Feed(in_memory(folder), 16, 7)
   sharding = batched(num_devices)
   disk = stream.Feed(opened(folder), 16, 7, Augment(), sharding)
   assert disk.steps_per_epoch == memory.steps_per_epoch == 2
@@ -68,9 +72,17 @@ def test_images_on_disk_are_those_in_memory(folder, num_devices):
   disk.close()
 
 
-def test_a_device_gets_its_own_rows_and_asks_no_other(folder):
+@pytest.mark.parametrize('on_disk', [True, False])
+def test_a_device_gets_its_own_rows_and_asks_no_other(folder, on_disk):
   """Batches lie split on the devices, and to take one needs no collective."""
-  chunk = stream.Feed(opened(folder), 16, 7, Augment(), batched(8))(0, 3)
+  feed = (
+    stream.Feed(opened(folder), 16, 7, Augment(), batched(8))
+    if on_disk
+    else pipeline.Feed(
+      in_memory(folder), 16, 7, resident=False, batch_sharding=batched(8)
+    )
+  )
+  chunk = feed(0, 3)
   whole = np.asarray(chunk.images)
   for shard in chunk.images.addressable_shards:
     assert shard.data.shape[:2] == (3, 2)
@@ -102,12 +114,42 @@ def test_processes_decode_parts_that_make_up_the_batch(folder):
   every = np.arange(16)
   whole = stream._Batch(images, 16, 3, every, VARIED)(5)[0]
   rows = [
-    stream._own_rows(_Part(sharding, jax.devices()[i : i + 4]), 16)
+    parts.own_rows(_Part(sharding, jax.devices()[i : i + 4]), 16, axis=1)
     for i in (0, 4)
   ]
   assert np.concatenate(rows).tolist() == every.tolist()
-  parts = [stream._Batch(images, 16, 3, r, VARIED)(5)[0] for r in rows]
-  np.testing.assert_array_equal(np.concatenate(parts), whole)
+  found = [stream._Batch(images, 16, 3, r, VARIED)(5)[0] for r in rows]
+  np.testing.assert_array_equal(np.concatenate(found), whole)
+
+
+@given(size=st.integers(1, 50), cut=st.integers(0, 50), on_disk=st.booleans())
+@settings(max_examples=20)
+def test_processes_read_parts_that_make_up_an_evaluation(
+  folder, size, cut, on_disk
+):
+  """Nothing else is decoded, and one of them may have none of the end."""
+  images = opened(folder) if on_disk else in_memory(folder)
+  every = np.arange(size)
+  whole = list(images.blocks(size, every))
+  assert sum(len(label) for _, label in whole) == 40
+  halves = [list(images.blocks(size, r)) for r in (every[:cut], every[cut:])]
+  for block, *found in zip(whole, *halves, strict=True):
+    for array, *both in zip(block, *found, strict=True):
+      np.testing.assert_array_equal(np.concatenate(both), array)
+
+
+def test_a_process_decodes_no_image_that_others_evaluate(folder, monkeypatch):
+  """Counted where the files are read."""
+  seen = []
+  evaluated = records.Records.evaluated
+
+  def counting(self, index):
+    seen.append(index)
+    return evaluated(self, index)
+
+  monkeypatch.setattr(records.Records, 'evaluated', counting)
+  list(opened(folder).blocks(16, np.arange(8, 16)))
+  assert sorted(seen) == [*range(8, 16), *range(24, 32)]
 
 
 @given(step=st.integers(0, 9), num_steps=st.integers(1, 3))
@@ -177,7 +219,7 @@ def test_halves_of_a_search_are_those_in_memory(folder):
   """The split goes by the number of the record, wherever images are."""
   for disk, memory in zip(
     search_split(opened(folder), 3),
-    search_split(sources.load('tiny', 'train', folder, 8), 3),
+    search_split(in_memory(folder), 3),
     strict=True,
   ):
     found = disk.in_memory()

@@ -4,8 +4,9 @@ The order of the examples is a pure function of (seed, step), so a run that
 resumes, or one on other devices, sees the batches it would have seen anyway.
 
 A small set lives on the devices as uint8 and only indices travel (resident); of
-a large one only the rows of the next steps travel (streaming). Both are a
-`Chunk`, so the compiled update does not know which it gets:
+a large one only the rows of the next steps travel, to each device its own
+(streaming). Both are a `Chunk`, so the compiled update does not know which it
+gets:
 
     chunk = feed(step, num_steps)
     for indices in chunk.indices:  # inside jit, or in a lax.scan
@@ -22,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hwdarts_jax.data import order
+from hwdarts_jax.data import order, parts
 from hwdarts_jax.data.augment import Augment
 from hwdarts_jax.data.records import Images
 from hwdarts_jax.data.sources import Dataset
@@ -34,8 +35,8 @@ class Chunk(NamedTuple):
   """The data of K steps with B examples each.
 
   Attributes:
-    images: u8[N, H, W, C]; the whole set, or the K*B rows that are used. Where
-      batches are ready, u8[K, B, H, W, C], split over B.
+    images: u8[N, H, W, C], the whole set; or the batches that are used, ready,
+      u8[K, B, H, W, C], split over B.
     labels: i32[N], or i32[K, B].
     indices: i32[K, B], rows of `images` for each step, or i32[K], batches.
   """
@@ -108,6 +109,13 @@ def _check_batch_size(batch_size: int, num_examples: int) -> None:
 class Feed:
   """Gives the data of any steps, resident on the devices or streamed.
 
+  In memory every process holds the whole set: its devices need any of its rows
+  in every epoch. On the devices it is whole on each, where it is resident, and
+  not split over them: it is small by definition (`max_resident_mb`, of which
+  weights and activations of a step take many times as much), while batches from
+  a split set would wait for a collective between all hosts in every step. What
+  is streamed is split: a device gets the rows of its part of a batch.
+
   Attributes:
     resident: whether the whole set lives on the devices.
     steps_per_epoch: batches that fit into one pass over the set.
@@ -137,8 +145,8 @@ class Feed:
       max_resident_mb: largest set in MiB (2**20 bytes) that 'auto' makes
         resident; a device holds all of it.
       replicated: sharding of images and labels; None is the default device.
-      batch_sharding: sharding of indices i32[K, B], split over B at most; None
-        is the default device.
+      batch_sharding: sharding of [K, B], split over B at most; None is the
+        default device.
 
     Raises:
       ValueError: an argument is out of range.
@@ -151,7 +159,6 @@ class Feed:
     self._dataset = dataset
     self._batch_size = batch_size
     self._seed = seed
-    self._replicated = replicated
     self._batch_sharding = batch_sharding
     self.steps_per_epoch = dataset.num_examples // batch_size
     if resident == 'auto':
@@ -181,12 +188,17 @@ class Feed:
     )
     if self._on_device is not None:
       return Chunk(*self._on_device, _put(examples, self._batch_sharding))
-    rows = np.arange(examples.size, dtype=np.int32).reshape(examples.shape)
-    return Chunk(
-      _put(self._dataset.images[examples.ravel()], self._replicated),
-      _put(self._dataset.labels[examples.ravel()], self._replicated),
-      _put(rows, self._batch_sharding),
+    split = self._batch_sharding or jax.sharding.SingleDeviceSharding(
+      jax.local_devices()[0]
     )
+    rows = parts.own_rows(split, self._batch_size, axis=1)
+    images, labels = (
+      parts.assemble(
+        a[examples[:, rows]], rows, split, self._batch_size, axis=1
+      )
+      for a in (self._dataset.images, self._dataset.labels)
+    )
+    return Chunk(images, labels, np.arange(num_steps, dtype=np.int32))
 
   def close(self) -> None:
     """Ends nothing: this feed has no workers."""
@@ -313,26 +325,43 @@ def _cut_out(size: int, key: jax.Array, image: jax.Array) -> jax.Array:
   return jnp.where(inside[..., None], jnp.zeros((), image.dtype), image)
 
 
-def eval_batches(dataset: Images, batch_size: int) -> Iterator[Batch]:
+def eval_batches(
+  dataset: Images,
+  batch_size: int,
+  sharding: jax.sharding.Sharding | None = None,
+) -> Iterator[Batch]:
   """Yields a whole split in its order, in batches of one shape.
 
   Args:
     dataset: the split.
     batch_size: B; may exceed the size of the split.
+    sharding: of a batch, split over B at most; each process reads, and puts on
+      its devices, only the rows that they hold. None: NumPy arrays of all rows.
 
   Yields:
-    NumPy {'image': u8[B, H, W, C], 'label': i32[B], 'mask': bool[B]}; the last
-    batch is filled up with black images of class 0 whose mask is False.
+    {'image': u8[B, H, W, C], 'label': i32[B], 'mask': bool[B]}; the last batch
+    is filled up with black images of class 0 whose mask is False.
 
   Raises:
-    ValueError: `batch_size` is not positive.
+    ValueError: `batch_size` is not positive, or does not split evenly.
   """
   if batch_size < 1:
     raise ValueError(f'batch_size is {batch_size!r}; it must be at least 1.')
-  for image, label in dataset.blocks(batch_size):
-    missing = batch_size - len(label)
-    yield {
+  rows = np.arange(batch_size)
+  if sharding is not None:
+    rows = parts.own_rows(sharding, batch_size)
+  left = dataset.num_examples
+  for image, label in dataset.blocks(batch_size, rows):
+    missing = len(rows) - len(label)
+    batch: Batch = {
       'image': np.pad(image, ((0, missing), (0, 0), (0, 0), (0, 0))),
       'label': np.pad(label, (0, missing)),
-      'mask': np.arange(batch_size) < len(label),
+      'mask': rows < left,
     }
+    if sharding is not None:
+      batch = {
+        k: parts.assemble(v, rows, sharding, batch_size)
+        for k, v in batch.items()
+      }
+    yield batch
+    left -= batch_size

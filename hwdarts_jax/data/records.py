@@ -92,10 +92,13 @@ class Records:
   def _record(self, index: int) -> int:
     return int(self.indices[index])
 
-  def blocks(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields images u8[<=size, H, W, C] and labels, all in their order."""
+  def blocks(
+    self, size: int, rows: np.ndarray
+  ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """As `sources.Dataset.blocks`; nothing else is decoded."""
     count = -(-self.num_examples // size)
-    yield from workers_lib.run(_Block(self, size), 0, count, self.workers)
+    task = _Block(self, size, rows)
+    yield from workers_lib.run(task, 0, count, self.workers)
 
   def in_memory(self) -> sources.Dataset:
     """Decodes all of it, as it is evaluated."""
@@ -110,15 +113,23 @@ Images = sources.Dataset | Records
 
 @dataclasses.dataclass(frozen=True)
 class _Block:
-  """Number -> examples `number * size` and on, as they are evaluated."""
+  """Number -> rows of the examples `number * size` and on, as evaluated."""
 
   records: Records
   size: int
+  rows: np.ndarray
 
   def __call__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-    start = number * self.size
-    end = min(start + self.size, self.records.num_examples)
-    return stack(self.records.evaluated(i) for i in range(start, end))
+    wanted = sources.rows_of_block(
+      number * self.size, self.rows, self.records.num_examples
+    )
+    found = [self.records.evaluated(int(i)) for i in wanted]
+    return stack(found) if found else self._nothing()
+
+  def _nothing(self) -> tuple[np.ndarray, np.ndarray]:
+    """Of the end of a set that other processes hold."""
+    shape = (0, *self.records.image_shape)
+    return np.zeros(shape, np.uint8), np.zeros(0, np.int32)
 
 
 def stack(examples: Any) -> tuple[np.ndarray, np.ndarray]:

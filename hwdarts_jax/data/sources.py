@@ -72,13 +72,21 @@ class Dataset:
     height, width, channels = self.images.shape[1:]
     return height, width, channels
 
-  def blocks(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields images u8[<=size, H, W, C] and labels, all in their order."""
+  def blocks(
+    self, size: int, rows: np.ndarray
+  ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields images and labels in their order, `size` of them at a time.
+
+    Args:
+      size: examples of a block; the last may have fewer.
+      rows: i[R], those of each block that are wanted, ascending.
+
+    Yields:
+      u8[<=R, H, W, C] and i32[<=R].
+    """
     for start in range(0, self.num_examples, size):
-      yield (
-        self.images[start : start + size],
-        self.labels[start : start + size],
-      )
+      wanted = rows_of_block(start, rows, self.num_examples)
+      yield self.images[wanted], self.labels[wanted]
 
   def in_memory(self) -> Dataset:
     """Returns itself: what sets on disk have to decode first."""
@@ -89,6 +97,12 @@ class Dataset:
     return dataclasses.replace(
       self, images=self.images[indices], labels=self.labels[indices]
     )
+
+
+def rows_of_block(start: int, rows: np.ndarray, num: int) -> np.ndarray:
+  """Those examples at `start + rows` that are among the first `num`."""
+  wanted = start + rows
+  return wanted[wanted < num]
 
 
 def load(

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from hwdarts_jax.data import pipeline, workers
+from hwdarts_jax.data import parts, pipeline, workers
 from hwdarts_jax.data.augment import Augment
 from hwdarts_jax.data.records import Records, stack
 
@@ -81,7 +81,7 @@ class Feed:
     self._sharding = batch_sharding or jax.sharding.SingleDeviceSharding(
       jax.local_devices()[0]
     )
-    rows = _own_rows(self._sharding, batch_size)
+    rows = parts.own_rows(self._sharding, batch_size, axis=1)
     self._task = _Batch(records, batch_size, seed, rows, augment)
     self._workers = records.workers
     self._results: Iterator[Any] | None = None
@@ -103,9 +103,9 @@ class Feed:
     if self._results is None or step != self._next:
       self.close()
       self._results = workers.run(self._task, step, None, self._workers)
-    parts = [next(self._results) for _ in range(num_steps)]
+    steps = [next(self._results) for _ in range(num_steps)]
     self._next = step + num_steps
-    images, labels = (np.stack(arrays) for arrays in zip(*parts, strict=True))
+    images, labels = (np.stack(arrays) for arrays in zip(*steps, strict=True))
     chunk = pipeline.Chunk(
       self._put(images), self._put(labels), np.arange(num_steps, dtype=np.int32)
     )
@@ -121,22 +121,4 @@ class Feed:
   def _put(self, local: np.ndarray) -> jax.Array:
     """Rows [K, b, ...] of this process as an array [K, B, ...] of all."""
     rows = self._task.rows
-    shape = (local.shape[0], self._size, *local.shape[2:])
-
-    def part(index: Any) -> np.ndarray:
-      start, stop, _ = index[1].indices(self._size)
-      first = int(np.searchsorted(rows, start))
-      return local[index[0], first : first + stop - start]
-
-    return jax.make_array_from_callback(shape, self._sharding, part)
-
-
-def _own_rows(sharding: jax.sharding.Sharding, batch_size: int) -> np.ndarray:
-  """Rows of a batch that devices of this process hold, in their order."""
-  parts = sharding.addressable_devices_indices_map((1, batch_size)).values()
-  rows = {
-    row
-    for index in parts
-    for row in range(*(index or (slice(None),) * 2)[1].indices(batch_size))
-  }
-  return np.array(sorted(rows))
+    return parts.assemble(local, rows, self._sharding, self._size, axis=1)

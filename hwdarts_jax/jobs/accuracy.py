@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 
-from hwdarts_jax.data import pipeline
+from hwdarts_jax.jobs import feeding
 from hwdarts_jax.jobs import loop as loop_lib
 from hwdarts_jax.models import network as network_lib
+from hwdarts_jax.runtime import sharding
 
 
 class Evaluation:
@@ -26,11 +27,13 @@ class Evaluation:
 
   def job(self, state):
     """The function to compile, and its example arguments."""
-    example = next(pipeline.eval_batches(self._search.val, self._size))
-    return jax.jit(functools.partial(_count_correct, self._search)), (
-      state,
-      example,
+    search = self._search
+    example = next(feeding.eval_batches(search.val, self._size, search.mesh))
+    count = jax.jit(
+      functools.partial(_count_correct, search),
+      out_shardings=sharding.replicated(search.mesh),
     )
+    return count, (state, example)
 
   def use(self, compiled) -> None:
     """Takes the compiled function of `job`."""
@@ -44,25 +47,19 @@ class Evaluation:
         [self.job(state)],
         self._search.config.deterministic,
       )
+    search = self._search
     return loop_lib.count_correct(
-      self.compiled, state, self._search.val, self._size
+      self.compiled, state, search.val, self._size, search.mesh
     )
 
 
 def _count_correct(search: Any, state, batch) -> jax.Array:
   """Number of correct answers of the supernet without noise; i32[]."""
   problem = search.problem
-  image = pipeline.normalize(
-    batch['image'],
-    search.train.mean,
-    search.train.std,
-    problem.network.context.dtype,
-  )
-  gates = problem.evaluation_gates(state)
   return network_lib.count_correct(
     problem.network,
     {'params': state.params, 'batch_stats': state.batch_stats},
-    image,
+    search.normalize(batch['image']),
     batch,
-    gates,
+    problem.evaluation_gates(state),
   )

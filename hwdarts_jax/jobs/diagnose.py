@@ -20,7 +20,7 @@ import numpy as np
 
 from hwdarts_jax.bilevel import diagnostics, losses
 from hwdarts_jax.bilevel.problem import Problem, SearchState
-from hwdarts_jax.data import pipeline
+from hwdarts_jax.jobs import feeding
 from hwdarts_jax.runtime import metrics as metrics_lib
 from hwdarts_jax.runtime import sharding
 
@@ -65,12 +65,7 @@ class Diagnosis:
     batched = sharding.batched(search.mesh)
 
     def product(state, batch, vector):
-      image = pipeline.normalize(
-        batch['image'],
-        search.train.mean,
-        search.train.std,
-        problem.network.context.dtype,
-      )
+      image = search.normalize(batch['image'])
       batch = jax.lax.with_sharding_constraint(
         {'image': image, 'label': batch['label']}, batched
       )
@@ -108,9 +103,9 @@ class Diagnosis:
     return {k: v for k, v in row.items() if k != 'step'}
 
   def _batch(self):
-    size = self._search.config.search.batch_size
-    batch = next(pipeline.eval_batches(self._search.val, size))
-    return {k: batch[k] for k in ('image', 'label')}
+    search = self._search
+    size = search.config.search.batch_size
+    return next(feeding.whole_batches(search.val, size, search.mesh))
 
   def _measure(self, state: SearchState) -> Row:
     """The top eigenvalue, and what all of them have cost."""

@@ -6,7 +6,7 @@ neither, or whose augmentation needs the images as they were stored, on disk.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -121,6 +121,44 @@ def make_feed(
     replicated=sharding.replicated(mesh),
     batch_sharding=batched,
   )
+
+
+def eval_batches(
+  images: Images, batch_size: int, mesh: jax.sharding.Mesh
+) -> Iterator[pipeline.Batch]:
+  """Yields a whole split, each batch split over all devices.
+
+  Args:
+    images: the split.
+    batch_size: of a batch, made larger where the devices do not divide it: what
+      fills it up has a mask that is False.
+    mesh: devices of all processes, each of which reads its own rows.
+  """
+  size = -(-batch_size // mesh.size) * mesh.size
+  return pipeline.eval_batches(images, size, sharding.batched(mesh))
+
+
+def whole_batches(
+  images: Images, batch_size: int, mesh: jax.sharding.Mesh
+) -> Iterator[pipeline.Batch]:
+  """Yields those batches of a split that it fills, without a mask.
+
+  For networks whose statistics are those of the batch: nothing may be added to
+  it. It is split over the devices if they divide it, else each has all of it,
+  so that what is found depends on no number of devices.
+
+  Args:
+    images: the split.
+    batch_size: of each batch.
+    mesh: devices of all processes.
+  """
+  splits = batch_size % mesh.size == 0
+  place = sharding.batched(mesh) if splits else sharding.replicated(mesh)
+  batches = pipeline.eval_batches(images, batch_size, place)
+  for _, batch in zip(
+    range(images.num_examples // batch_size), batches, strict=False
+  ):
+    yield {k: batch[k] for k in ('image', 'label')}
 
 
 def check_fits(field: str, batch_size: int, images: Images) -> None:

@@ -24,7 +24,6 @@ from jax.experimental.compilation_cache import compilation_cache
 import jax.numpy as jnp
 import numpy as np
 
-from hwdarts_jax.data import pipeline
 from hwdarts_jax.jobs import feeding
 from hwdarts_jax.runtime import distributed
 from hwdarts_jax.runtime import metrics as metrics_lib
@@ -335,9 +334,16 @@ def _keep_compiled(path: epath.Path, deterministic: bool) -> None:
   compilation_cache.reset_cache()  # the cache of before is already open
 
 
-def count_correct(count, state, dataset, batch_size: int) -> float:
-  """Accuracy on a whole set, of a compiled (state, batch) -> i32[]."""
-  counts = [
-    count(state, batch) for batch in pipeline.eval_batches(dataset, batch_size)
-  ]
-  return sum(int(c) for c in counts) / dataset.num_examples
+def count_correct(count, state, images, batch_size: int, mesh) -> float:
+  """Accuracy on a whole split, over all devices of all processes.
+
+  Args:
+    count: compiled (state, batch) -> i32[], the right answers of all rows.
+    state: what it takes.
+    images: the split.
+    batch_size: see `feeding.eval_batches`.
+    mesh: devices.
+  """
+  batches = feeding.eval_batches(images, batch_size, mesh)
+  counts = [count(state, batch) for batch in batches]
+  return sum(int(c) for c in counts) / images.num_examples

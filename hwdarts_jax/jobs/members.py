@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hwdarts_jax.data import pipeline
+from hwdarts_jax.jobs import feeding
 from hwdarts_jax.models import evaluations
+from hwdarts_jax.runtime import sharding
 from hwdarts_jax.spaces import discretize
 from hwdarts_jax.spaces.spec import Genotype
 
@@ -39,28 +40,27 @@ def accuracies(
   network = dataclasses.replace(network, context=context)
 
   def count(variables, batch, gates):
-    image = pipeline.normalize(
-      batch['image'], search.train.mean, search.train.std, context.dtype
-    )
+    image = search.normalize(batch['image'])
     members = next(iter(gates.values())).shape[0]
     images = jnp.broadcast_to(image, (members, *image.shape))
     logits, _ = evaluations.apply_members(network, variables, images, gates)
     return (logits.argmax(-1) == batch['label'][None]).sum(1)
 
   size = min(search.config.search.eval_batch_size, search.val.num_examples)
-  # Whole batches only: what fills one up would change its statistics.
-  batches = itertools.islice(
-    pipeline.eval_batches(search.val, size),
-    max(min(_IMAGES, search.val.num_examples) // size, 1),
+  shown = list(  # whole ones: what fills one up would change its statistics
+    itertools.islice(
+      feeding.whole_batches(search.val, size, search.mesh),
+      max(_IMAGES // size, 1),
+    )
   )
-  shown = [{k: jnp.asarray(b[k]) for k in ('image', 'label')} for b in batches]
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
-  compiled, found = jax.jit(count), []
+  everywhere = sharding.replicated(search.mesh)
+  compiled, found = jax.jit(count, out_shardings=everywhere), []
   for start in range(0, len(genotypes), _AT_ONCE):
     some = list(genotypes[start : start + _AT_ONCE])
     filled = some + some[:1] * (_AT_ONCE - len(some))  # one program for all
     one_hot = [discretize.one_hot(search.specs.search, g) for g in filled]
-    gates = jax.tree.map(lambda *g: jnp.asarray(np.stack(g)), *one_hot)
+    gates = jax.tree.map(lambda *g: np.stack(g), *one_hot)
     right = sum(compiled(variables, batch, gates) for batch in shown)
     found += np.asarray(right)[: len(some)].tolist()
   return [count / (len(shown) * size) for count in found]

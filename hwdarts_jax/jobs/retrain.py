@@ -311,24 +311,24 @@ def _count_correct(training: Training, variables, batch) -> jax.Array:
 def _finish(training: Training, path: epath.Path, state: TrainState) -> None:
   """Evaluates on the test split and writes the result, last of all files."""
   size = training.config.retrain.eval_batch_size
-  example = next(pipeline.eval_batches(training.test, size))
+  example = next(feeding.eval_batches(training.test, size, training.mesh))
+  counted = jax.jit(
+    functools.partial(_count_correct, training),
+    out_shardings=sharding.replicated(training.mesh),
+  )
   (count,) = loop_lib.compile_together(
     'compiling the evaluation',
-    [
-      (
-        jax.jit(functools.partial(_count_correct, training)),
-        (state.variables, example),
-      )
-    ],
+    [(counted, (state.variables, example))],
     training.config.deterministic,
   )
   accuracy = {
-    'test_accuracy': loop_lib.count_correct(
-      count, state.variables, training.test, size
-    ),
-    'test_accuracy_of_average': loop_lib.count_correct(
-      count, state.average, training.test, size
-    ),
+    name: loop_lib.count_correct(
+      count, variables, training.test, size, training.mesh
+    )
+    for name, variables in (
+      ('test_accuracy', state.variables),
+      ('test_accuracy_of_average', state.average),
+    )
   }
   record = summary.retrain_record(training, accuracy)
   if distributed.is_first():

@@ -81,6 +81,11 @@ class Search:
       'deploy_spec': self.specs.deploy.spec_hash(),
     } | self.latency.hashes()
 
+  def normalize(self, image: jax.Array) -> jax.Array:
+    """Images u8[..., C] of either half as the supernet reads them."""
+    dtype = self.problem.network.context.dtype
+    return pipeline.normalize(image, self.train.mean, self.train.std, dtype)
+
   def step(self, problem, advance=update_lib.bilevel_update):
     """`jitted_step` on the data and devices of this search."""
     dtype = self.problem.network.context.dtype

@@ -13,13 +13,13 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from hwdarts_jax.bilevel.problem import SearchState
-from hwdarts_jax.data import pipeline
+from hwdarts_jax.jobs import feeding
 from hwdarts_jax.jobs import loop as loop_lib
 from hwdarts_jax.runtime import metrics as metrics_lib
+from hwdarts_jax.runtime import sharding
 
 Scores = Mapping[str, np.ndarray]
 Accuracy = Callable[[Scores], float]
@@ -118,30 +118,22 @@ def _accuracy_of(search: Any, state: SearchState) -> Accuracy:
   size = max(size // parts, 1) * parts
 
   def count(state, gates, batch):
-    image = pipeline.normalize(
-      batch['image'],
-      search.train.mean,
-      search.train.std,
-      problem.network.context.dtype,
-    )
     logits, _ = problem.network.apply(
       {'params': state.params, 'batch_stats': state.batch_stats},
-      image,
+      search.normalize(batch['image']),
       gates,
       train=True,
       mutable=['batch_stats'],
     )
     return (logits.argmax(-1) == batch['label']).sum()
 
-  def batches():
-    for batch in pipeline.eval_batches(search.val, size):
-      if batch['mask'].all():
-        yield batch
-
-  gates = jax.tree.map(jnp.asarray, state.alphas)
+  batches = functools.partial(
+    feeding.whole_batches, search.val, size, search.mesh
+  )
+  counted = jax.jit(count, out_shardings=sharding.replicated(search.mesh))
   (compiled,) = loop_lib.compile_together(
     'compiling the selection',
-    [(jax.jit(count), (state, gates, next(batches())))],
+    [(counted, (state, state.alphas, next(batches())))],
     config.deterministic,
   )
   return functools.partial(_accuracy, compiled, state, batches, size)
