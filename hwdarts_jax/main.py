@@ -170,8 +170,8 @@ def _processes(job: str) -> distributed.Settings | None:
   )
   if _MULTIHOST.value and job not in _MULTIHOST_JOBS:
     raise ValueError(
-      f'job {job} runs in one process; leave out --multihost, which is for '
-      f'{list(_MULTIHOST_JOBS)}.'
+      f'job {job} runs in one process, on any machine that sees its workdirs; '
+      f'leave out --multihost, which is for {list(_MULTIHOST_JOBS)}.'
     )
   for name, default in distributed.Settings()._asdict().items():
     if not _MULTIHOST.value and getattr(settings, name) != default:

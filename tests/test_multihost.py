@@ -98,7 +98,7 @@ def alone(run, tmp_path_factory):
 
 
 def _assert_same_run(workdir, reference, result='genotype.json'):
-  """Last states within 1e-8, the same rows, the same genotype."""
+  """Last states within 1e-8, the same rows, the same architectures."""
   state, wanted = map(tiny_runs.last_state, (workdir, reference))
   assert state.keys() == wanted.keys()
   for name, value in wanted.items():
@@ -109,21 +109,21 @@ def _assert_same_run(workdir, reference, result='genotype.json'):
     assert mine.keys() == theirs.keys()
     for name, value in theirs.items():
       np.testing.assert_allclose(mine[name], value, 1e-6, 1e-6, err_msg=name)
-  found, wanted = (_result(w, result) for w in (workdir, reference))
-  assert found == wanted
+  found, wanted = (
+    list(_counted(json.loads((w / result).read_text())))
+    for w in (workdir, reference)
+  )
+  assert len(found) >= 2 and found == wanted
 
 
-def _result(workdir, name):
-  """The genotype, and accuracies that were counted, to the image."""
-  record = json.loads((workdir / name).read_text())
-  accuracies = {
-    k: v
-    for part in ('search', 'trained')
-    for k, v in record.get(part, {}).items()
-    if 'accuracy' in k
-  }
-  assert accuracies
-  return record['genotype'], accuracies
+def _counted(record):
+  """Yields genotypes, and accuracies, which must agree to the image."""
+  items = record.items() if isinstance(record, dict) else enumerate(record)
+  for name, value in items:
+    if name == 'genotype' or 'accuracy' in str(name):
+      yield name, value
+    elif isinstance(value, dict | list):
+      yield from _counted(value)
 
 
 def _wait_for(path, processes):
@@ -209,6 +209,26 @@ def test_two_processes_train_the_params_of_one(run, alone, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_find_the_front_of_one(run, tmp_path):
+  """Members take turns on parts of batches that lie on several hosts."""
+  overrides = {
+    'job': 'pareto',
+    'network.bn_groups': 2,
+    'population.targets_ms': (3.5, 4.4, 9.0),
+    'population.members_per_step': 1,
+    'search.num_steps': 4,
+    'search.eval_batch_size': 36,
+  }
+  run(1, 4, tmp_path / 'alone', **overrides)
+  first, second = run(2, 2, tmp_path / 'together', **overrides)
+  _assert_same_run(tmp_path / 'together', tmp_path / 'alone', 'front.json')
+  assert '3 members on one set of params' in first.out
+  assert not _ours(second.out)
+  for name in ('front.png', 'members/02.json'):
+    assert (tmp_path / 'together' / name).exists()
+
+
+@pytest.mark.slow
 def test_two_processes_find_the_genotype_of_one_in_float32(run, tmp_path):
   """Where sums in another order differ in the last bits."""
   overrides = {'network.dtype': 'float32'}
@@ -259,7 +279,10 @@ def test_processes_with_different_settings_are_no_run(start, tmp_path):
       "--coordinator_address is 'here'; it must be host:port",
     ),
     (['--multihost', '--peer_timeout_s=0'], '--peer_timeout_s is 0'),
-    (['--multihost', '--config.job=describe'], 'describe runs in one process'),
+    *(
+      (['--multihost', f'--config.job={job}'], f'{job} runs in one process')
+      for job in ('describe', 'evaluate', 'export', 'predictor', 'report')
+    ),
   ],
 )
 def test_flags_that_go_not_together_are_one_message(

@@ -4,10 +4,13 @@ import csv
 import importlib.util
 import json
 import os
+import random
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 from etils import epath
 import hypothesis
@@ -83,12 +86,45 @@ _FAILING = 'multiplier=5.0,seed=3'
 
 
 @pytest.fixture(scope='module')
-def swept(arguments):
-  """What its first run said, and its folder; in one point's is a thesis."""
+def killed(arguments):
+  """Times of the results that a run had when it was killed, by their path."""
   args, root = arguments
   (root / _FAILING).mkdir(parents=True)
   (root / _FAILING / 'thesis.tex').write_text('mine')
+  process = subprocess.Popen(
+    [sys.executable, 'launch/sweep.py', *args, '--run', '--jobs=2'],
+    cwd=tiny_runs.ROOT,
+    env=tiny_runs.environment(),
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+    start_new_session=True,
+  )
+  while not any(root.glob('*/config.json')):
+    assert process.poll() is None
+    time.sleep(0.01)
+  moment = random.uniform(0, 4)  # sooner than all points can end
+  print(f'killed {moment} s after its first point began')
+  time.sleep(moment)
+  os.killpg(process.pid, signal.SIGKILL)  # with all points that are running
+  assert process.wait() == -signal.SIGKILL
+  return {p: p.stat().st_mtime_ns for p in root.glob('*/genotype.json')}
+
+
+@pytest.fixture(scope='module')
+def swept(arguments, killed):
+  """What its second run said, and its folder; in one point's is a thesis."""
+  del killed
+  args, root = arguments
   return _run(*args, '--run', '--jobs=2'), root
+
+
+def test_a_sweep_killed_at_a_random_moment_goes_on(killed, swept):
+  """What was finished is not touched, and all other points come to an end."""
+  finished = sorted(swept[1].glob('*/genotype.json'))
+  assert len(finished) == 3
+  assert killed == {p: p.stat().st_mtime_ns for p in finished if p in killed}
+  steps = [[r['step'] for r in tiny_runs.rows(p.parent)] for p in finished]
+  assert steps == [[2, 4]] * 3  # each row once
 
 
 def _table(root):
