@@ -193,7 +193,7 @@ def _init_state(problem, seed, multiplier, alphas_scale, targets):
     step=jnp.zeros((), jnp.int32),
     params=variables['params'],
     batch_stats=variables['batch_stats'],
-    params_opt=problem.params_optimizer.init(variables['params']),
+    params_opt=jax.jit(problem.params_optimizer.init)(variables['params']),
     rng=step_rng,
     **_of_alphas(problem, alphas_rng, multiplier, alphas_scale, targets),
   )

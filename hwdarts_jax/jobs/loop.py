@@ -281,7 +281,8 @@ def compile_together(message: str, jobs, deterministic: bool):
 
   Args:
     message: shown while it lasts.
-    jobs: pairs of a jitted function and its example arguments.
+    jobs: pairs of a jitted function and its example arguments, the one that
+      takes longest first.
     deterministic: whether a GPU must add numbers up in the same order always.
 
   Returns:
@@ -291,13 +292,17 @@ def compile_together(message: str, jobs, deterministic: bool):
   if deterministic and jax.default_backend() == 'gpu':
     options['xla_gpu_deterministic_ops'] = True
   begun = time.monotonic()
-  with metrics_lib.heartbeat(message):
-    # Tracing holds the interpreter lock, compiling does not.
-    lowered = [function.lower(*args) for function, args in jobs]
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-      compiled = list(
-        pool.map(lambda low: low.compile(compiler_options=options), lowered)
-      )
+  with (
+    metrics_lib.heartbeat(message),
+    concurrent.futures.ThreadPoolExecutor(len(jobs)) as pool,
+  ):
+    # Tracing holds the interpreter lock, compiling does not: what is traced is
+    # compiled while the next is traced, at last the largest.
+    futures = [
+      pool.submit(function.lower(*args).compile, compiler_options=options)
+      for function, args in reversed(jobs)
+    ]
+    compiled = [future.result() for future in reversed(futures)]
   logging.info('%s: %.1f s', message, time.monotonic() - begun)
   return compiled
 

@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special, stats
 
+from hwdarts_jax.latency import blas, liveness
 from hwdarts_jax.latency import fewshot_basis as basis_lib
 from hwdarts_jax.latency import fewshot_mixture as mixture
-from hwdarts_jax.latency import liveness
 from hwdarts_jax.latency.corner import corners, is_enumerable
 from hwdarts_jax.latency.fewshot_basis import Rows, take, Values
 from hwdarts_jax.latency.fewshot_design import suggest, Suggestion
@@ -96,6 +96,7 @@ class FewShot:
       return Prediction(np.exp(mean), np.exp(mean) * std)
     return Prediction(self._unit_ms * mean, self._unit_ms * std)
 
+  @blas.by_one_thread
   def _predict(self, one_hot) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation in the link's scale."""
     values = self.prior.basis(one_hot)
@@ -113,6 +114,7 @@ class FewShot:
     return mean, np.sqrt(square - mean**2)
 
 
+@blas.by_one_thread
 def fit(
   spec: NetworkSpec,
   one_hot: Mapping[str, np.ndarray],

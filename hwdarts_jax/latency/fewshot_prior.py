@@ -7,9 +7,9 @@ import dataclasses
 
 import numpy as np
 
+from hwdarts_jax.latency import blas, liveness
 from hwdarts_jax.latency import fewshot_basis as basis_lib
 from hwdarts_jax.latency import fewshot_mixture as mixture
-from hwdarts_jax.latency import liveness
 from hwdarts_jax.latency.fewshot_basis import Rows, take, Values
 from hwdarts_jax.spaces.spec import NetworkSpec
 
@@ -36,6 +36,7 @@ class Prior:
   log_prior: np.ndarray
 
 
+@blas.by_one_thread
 def prepare(
   spec: NetworkSpec, series: Mapping[str, Rows] | None = None, seed: int = 0
 ) -> Prior:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import optimize
 
-from hwdarts_jax.latency import gaussian, kernels, liveness, sums
+from hwdarts_jax.latency import blas, gaussian, kernels, liveness, sums
 from hwdarts_jax.latency.corner import corners, is_enumerable
 from hwdarts_jax.latency.cost import CostTable
 from hwdarts_jax.latency.gaussian import Tails
@@ -126,6 +126,7 @@ def from_table(spec: NetworkSpec, table: CostTable, rows: int = 0) -> Fit:
   return Fit(weights.variables(), card)
 
 
+@blas.by_one_thread
 def fit(
   spec: NetworkSpec,
   one_hot: Mapping[str, np.ndarray],

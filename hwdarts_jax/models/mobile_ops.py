@@ -14,7 +14,7 @@ from typing import NamedTuple
 from flax import linen as nn
 import jax
 
-from hwdarts_jax.models.op import Op, param_dtype, register
+from hwdarts_jax.models.op import Op, register
 from hwdarts_jax.spaces import mobile, references
 from hwdarts_jax.spaces.blocks import FusedConv, make_divisible, MBConv
 
@@ -73,10 +73,6 @@ class Block(Op):
   def squeeze_kind(self) -> _Squeeze:
     """Its kind of squeeze-and-excitation, which goes with the activation."""
     return _SQUEEZES.get(self.activation, _OF_MOBILENET_V3)
-
-  def dense(self, features: int) -> nn.Dense:
-    """A dense layer with bias over channels."""
-    return _dense(self, features)
 
   def project(self, y: jax.Array, x: jax.Array, train: bool) -> jax.Array:
     """Linear projection of `y`, and the sum with the input `x`."""
@@ -148,13 +144,7 @@ class DenseAct(Op):
 
   @nn.compact
   def __call__(self, x, train):
-    return ACTIVATIONS[self.activation](_dense(self, self.features)(x))
-
-
-def _dense(op: Op, features: int) -> nn.Dense:
-  """A dense layer with bias over channels."""
-  dtype = op.context.dtype
-  return nn.Dense(features, dtype=dtype, param_dtype=param_dtype(dtype))
+    return ACTIVATIONS[self.activation](self.dense(self.features)(x))
 
 
 def _register_all() -> None:

@@ -217,8 +217,8 @@ def init(network: Any, rng: jax.Array) -> dict[str, Any]:
   }
   variables = network.lazy_init(rng, image, gates, train=False)
   return {
-    'params': variables['params'],
-    'batch_stats': variables.get('batch_stats', {}),
+    name: jax.device_put(variables.get(name, {}))
+    for name in ('params', 'batch_stats')
   }
 
 

@@ -20,6 +20,9 @@ from typing import Any, cast, ClassVar, NamedTuple
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from hwdarts_jax.models import initializers
 
 EPSILON = 1e-5  # of all batch norms
 Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -78,11 +81,16 @@ class BatchNorm(nn.Module):
     features = x.shape[-1]
     stat_dtype = param_dtype(self.dtype)
     ra_mean = self.variable(
-      'batch_stats', 'mean', jnp.zeros, (features,), stat_dtype
+      'batch_stats', 'mean', np.zeros, (features,), stat_dtype
     )
     ra_var = self.variable(
-      'batch_stats', 'var', jnp.ones, (features,), stat_dtype
+      'batch_stats', 'var', np.ones, (features,), stat_dtype
     )
+    if self.affine:
+      gamma = self.param('scale', initializers.ones, (features,), stat_dtype)
+      beta = self.param('bias', initializers.zeros, (features,), stat_dtype)
+    if self.is_initializing():
+      return x.astype(self.dtype)  # whose values no initializer reads
     if train:
       mean, var, x = self._group_statistics(x, stat_dtype)
       if self.is_mutable_collection('batch_stats'):
@@ -98,8 +106,6 @@ class BatchNorm(nn.Module):
     offset = -mean * scale
     if self.affine:
       shape = (1,) * (x.ndim - 1) + (features,)
-      gamma = self.param('scale', nn.initializers.ones, (features,), stat_dtype)
-      beta = self.param('bias', nn.initializers.zeros, (features,), stat_dtype)
       scale = scale * gamma.reshape(shape)
       offset = offset * gamma.reshape(shape) + beta.reshape(shape)
     # In the wide type, so that its gradients are also summed in it.
@@ -210,7 +216,17 @@ class Op(nn.Module):
       use_bias=False,
       dtype=self.context.dtype,
       param_dtype=param_dtype(self.context.dtype),
-      kernel_init=nn.initializers.he_normal(),
+      kernel_init=initializers.he_normal,
+    )
+
+  def dense(self, features: int) -> nn.Dense:
+    """A dense layer with bias over channels."""
+    return nn.Dense(
+      features,
+      dtype=self.context.dtype,
+      param_dtype=param_dtype(self.context.dtype),
+      kernel_init=initializers.lecun_normal,
+      bias_init=initializers.zeros,
     )
 
   def depthwise(
@@ -324,7 +340,7 @@ class DepthwiseConv(nn.Module):
     channels = x.shape[-1]
     kernel = self.param(
       'kernel',
-      nn.initializers.he_normal(),
+      initializers.he_normal,
       (self.kernel, self.kernel, 1, channels),
       param_dtype(self.dtype),
     )

@@ -29,7 +29,6 @@ from hwdarts_jax.models.op import (
   is_zero,
   Op,
   OPS,
-  param_dtype,
   register,
   same,
   Shared,
@@ -274,11 +273,7 @@ class Dense(Op):
 
   @nn.compact
   def __call__(self, x, train):
-    return nn.Dense(
-      self.features,
-      dtype=self.context.dtype,
-      param_dtype=param_dtype(self.context.dtype),
-    )(x)
+    return self.dense(self.features)(x)
 
 
 def _reduce_stage(stride: int, in_shape: Any) -> Stage:

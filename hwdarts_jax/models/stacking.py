@@ -166,14 +166,20 @@ def _stack_tree(spec, tree):
       leaves = [path[2:] for path in flat if path[:2] == paths[0][0]]
       for leaf in leaves:
         rows = [
-          jnp.stack([flat[path + leaf] for path in row])
+          _stack([flat[path + leaf] for path in row])
           if len(place) == 2 and place[1] in _names(run)
           else flat[row[0] + leaf]
           for row in paths
         ]
-        value = jnp.stack(rows) if len(run.cells) > 1 else rows[0]
+        value = _stack(rows) if len(run.cells) > 1 else rows[0]
         out[place + leaf] = value
   return traverse_util.unflatten_dict(out)
+
+
+def _stack(leaves: Sequence[Any]) -> Any:
+  """Stacks arrays, fresh ones of NumPy without a program of XLA."""
+  fresh = all(isinstance(leaf, np.ndarray) for leaf in leaves)
+  return np.stack(leaves) if fresh else jnp.stack(leaves)
 
 
 def _unstack_tree(spec, tree):
