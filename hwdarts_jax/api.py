@@ -16,7 +16,6 @@ from collections.abc import Mapping
 import copy
 import dataclasses
 import importlib
-import json
 import pathlib
 import runpy
 import sys
@@ -26,6 +25,7 @@ from etils import epath
 import ml_collections
 
 from hwdarts_jax.runtime import command
+from hwdarts_jax.runtime import workdir as workdir_lib
 from hwdarts_jax.runtime.workdir import UserError
 from hwdarts_jax.spaces.spec import Genotype
 
@@ -145,4 +145,4 @@ def _run(
   importlib.import_module(f'hwdarts_jax.jobs.{job}').run(own, str(path))
   if not (path / result).exists():
     raise UserError(f'{path} was stopped before its end; call it again.')
-  return path, json.loads((path / result).read_text())
+  return path, workdir_lib.read_json(path / result)

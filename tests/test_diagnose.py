@@ -172,3 +172,65 @@ def test_perturbation_reads_the_genotype_from_the_supernet(
   rows = tiny_runs.rows(tmp_path / 'run')
   assert rows[-1]['regularizer/beta_decay'] > rows[0]['regularizer/beta_decay']
   assert rows[0]['gates/reduce'] != rows[-1]['gates/reduce']
+
+
+class _Counting(dict):
+  """A row that counts how often anything in it is looked at."""
+
+  looks = 0
+
+  def __getitem__(self, name):
+    _Counting.looks += 1
+    return super().__getitem__(name)
+
+  def __contains__(self, name):
+    _Counting.looks += 1
+    return super().__contains__(name)
+
+  def get(self, *args):
+    _Counting.looks += 1
+    return super().get(*args)
+
+
+def _settings():
+  return ml_collections.ConfigDict(
+    {
+      'search': {'num_steps': 1000, 'warmup_steps': 0},
+      'diagnostics': {
+        'skip_factor': 2.0,
+        'from_step': 0,
+        'eigenvalue_factor': 1.3,
+        'window': 2,
+      },
+    }
+  )
+
+
+def test_to_look_back_at_a_run_takes_as_long_as_its_rows():
+  """Those of a quiet one, where all must be looked at: a report has many."""
+  looks = []
+  for count in (500, 2000):
+    rows = [
+      _Counting(step=i, skip_mass=0.2, top_eigenvalue=1.0) for i in range(count)
+    ]
+    _Counting.looks = 0
+    assert diagnose.all_complaints(_settings(), rows) == {}
+    looks.append(_Counting.looks)
+  assert looks[0] >= 500 and looks[1] <= 4 * looks[0]
+
+
+def test_looking_back_finds_what_was_warned_of_on_the_way():
+  """The first of each kind, though others and quiet rows come after it."""
+  masses = [0.2, 0.3, 0.41, 0.3, 0.9, 0.2]
+  values = [1.0, 1.0, 1.0, 1.0, 2.0, 9.0]
+  rows = [
+    {'step': 10 * i, 'skip_mass': m, 'top_eigenvalue': v}
+    for i, (m, v) in enumerate(zip(masses, values, strict=True))
+  ]
+  whole = diagnose.all_complaints(_settings(), rows)
+  assert whole['skip'].startswith('At step 20 ') and '41 %' in whole['skip']
+  assert whole['eigenvalue'].startswith('At step 40 ')
+  for end in range(len(rows)):
+    part = diagnose.all_complaints(_settings(), rows[:end])
+    assert part.items() <= whole.items()
+    assert ('skip' in part, 'eigenvalue' in part) == (end > 2, end > 4)

@@ -91,3 +91,16 @@ def test_mutated_files_are_read_or_are_one_message(kind, tmp_path):
   seed = 20240607
   counts = fuzzed_files.fuzz(kind, 60, random.Random(seed), tmp_path)
   assert counts['refused'] > 20  # most changes are no file of ours any more
+
+
+def test_no_module_reads_records_without_a_bound(trees):
+  """A file of a workdir may be of any size: `workdir.read_json` refuses it."""
+  readers = ('.read_text', '.read_bytes', '.read')
+  for path, name, call in _calls(trees):
+    if path.split('/')[0] in ('jobs', 'runtime', 'api.py', 'main.py'):
+      inner = [n for a in call.args for n in ast.walk(a)]
+      reads = any(
+        isinstance(n, ast.Call) and ast.unparse(n.func).endswith(readers)
+        for n in inner
+      )
+      assert name != 'json.load' and not (name == 'json.loads' and reads), path

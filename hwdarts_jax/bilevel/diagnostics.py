@@ -165,13 +165,14 @@ def first_growth(
   Returns:
     None where there is no such growth.
   """
-  smoothed = [
-    float(np.mean(eigenvalues[i : i + window]))
-    for i in range(len(eigenvalues) - window + 1)
-  ]
-  for i in range(delta, len(smoothed)):
-    least = min(smoothed[: i - delta + 1])
-    if least > 0 and smoothed[i] > factor * least:
-      # A smoothed value belongs to the middle of its window.
-      return Growth(i + window - 1, i + window // 2 - delta)
-  return None
+  if len(eigenvalues) < window + delta:
+    return None
+  values = np.asarray(eigenvalues, float)
+  smoothed = np.lib.stride_tricks.sliding_window_view(values, window).mean(-1)
+  least = np.minimum.accumulate(smoothed)[: len(smoothed) - delta]
+  grown = np.flatnonzero((least > 0) & (smoothed[delta:] > factor * least))
+  if not grown.size:
+    return None
+  i = int(grown[0]) + delta
+  # A smoothed value belongs to the middle of its window.
+  return Growth(i + window - 1, i + window // 2 - delta)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from etils import epath
+
+from hwdarts_jax.runtime import workdir as workdir_lib
 
 RESULT = 'describe.json'
 _HEADER = ('site', 'op', 'input', 'output', 'stride', 'params', 'MACs')
@@ -14,7 +15,7 @@ _LEFT = 2  # columns of text; those of numbers end at the same place
 
 def of(path: epath.Path) -> str:
   """The description in a workdir, as text."""
-  record = json.loads((path / RESULT).read_text())
+  record = workdir_lib.read_json(path / RESULT)
   settings = ', '.join(f'{k} {v}' for k, v in record['settings'].items())
   sets = _candidates(record['sites'])
   lines = ['', f'{record["space"]} ({record["role"]} spec: {settings}):']

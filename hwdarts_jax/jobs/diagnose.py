@@ -131,10 +131,11 @@ class Diagnosis:
 
   def _judge(self, rows: Sequence[Row]) -> Row:
     """Warns of what the rows show; returns what ends the search."""
-    config = self._search.config
-    for kind, message in complaints(config, rows).items():
+    config, last = self._search.config, rows[-1]
+    found = _growth(config, rows) if _EIGENVALUE in last else None
+    skip = _of_skips(config, _first_mass(rows), last)
+    for kind, message in _complaints(config, skip, found).items():
       self._warn(kind, message)
-    found = _growth(config, rows) if _EIGENVALUE in rows[-1] else None
     stops = found is not None and config.diagnostics.early_stop
     return {_STOP: found[0]} if found and stops else {}
 
@@ -145,24 +146,52 @@ class Diagnosis:
     self._warned.add(kind)
 
 
-def complaints(config: Any, rows: Sequence[Row]) -> dict[str, str]:
-  """What is wrong with a search at its last row, by kind of complaint.
+def all_complaints(config: Any, rows: Sequence[Row]) -> dict[str, str]:
+  """What a search warned of on its way, by kind, each kind once.
 
   Args:
     config: of the search.
-    rows: of its metrics so far.
+    rows: of its metrics, each of which is looked at a few times.
   """
-  settings, last, found = config.diagnostics, rows[-1], {}
+  first = _first_mass(rows)
+  of_skips = (_of_skips(config, first, row) for row in rows)
+  # A growth is seen as soon as it is there, and then stays the first one.
+  return _complaints(
+    config, next(filter(None, of_skips), None), _growth(config, rows)
+  )
+
+
+def _first_mass(rows: Sequence[Row]) -> float:
+  """The mass of the first row on ops that copy."""
+  return next((r['skip_mass'] for r in rows if 'skip_mass' in r), 0.0)
+
+
+def _of_skips(config: Any, first: float, row: Row) -> str | None:
+  """What is wrong with the mass on ops that copy, if it is.
+
+  Args:
+    config: of the search.
+    first: that mass, of the first row.
+    row: of its metrics.
+  """
+  if not row.get('skip_mass', 0.0) > config.diagnostics.skip_factor * first > 0:
+    return None
+  return (
+    f'At step {row["step"]} ops that copy their input have '
+    f'{100 * row["skip_mass"]:.0f} % of the mass, at first '
+    f'{100 * first:.0f} %: the search may be collapsing. '
+  )
+
+
+def _complaints(
+  config: Any, skips: str | None, growth: tuple[int, int] | None
+) -> dict[str, str]:
+  """Messages of what was found, with the ways out, by kind."""
+  found, settings = {}, config.diagnostics
   steps = max(config.search.num_steps // 10, 1)
   ways_out = _WAYS_OUT.replace('{steps}', str(steps))
-  first = next((r['skip_mass'] for r in rows if 'skip_mass' in r), 0.0)
-  if last.get('skip_mass', 0.0) > settings.skip_factor * first > 0:
-    found['skip'] = (
-      f'At step {last["step"]} ops that copy their input have '
-      f'{100 * last["skip_mass"]:.0f} % of the mass, at first '
-      f'{100 * first:.0f} %: the search may be collapsing. {ways_out}.'
-    )
-  growth = _growth(config, rows) if _EIGENVALUE in last else None
+  if skips is not None:
+    found['skip'] = f'{skips}{ways_out}.'
   if growth is not None:
     before, at = growth
     found['eigenvalue'] = (
@@ -171,14 +200,6 @@ def complaints(config: Any, rows: Sequence[Row]) -> dict[str, str]:
       f'tend to be worse. {ways_out}, or --config.diagnostics.early_stop=true, '
       f'which returns the alphas of step {before}.'
     )
-  return found
-
-
-def all_complaints(config: Any, rows: Sequence[Row]) -> dict[str, str]:
-  """What a search warned of on its way, each kind once."""
-  found: dict[str, str] = {}
-  for end in range(1, len(rows) + 1):
-    found = complaints(config, rows[:end]) | found
   return found
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import functools
-import json
 from typing import Any
 
 from etils import epath
@@ -75,7 +74,7 @@ def judge(source: epath.Path, device: str) -> dict[str, Any]:
     source: workdir of a finished job `pareto`.
     device: whose measurements count.
   """
-  content = json.loads((source / pareto_report.FRONT).read_text())
+  content = workdir_lib.read_json(source / pareto_report.FRONT)
   gates = metrics.read(source)[-1][f'gates/{nasbench201.GROUP}']
   # Fitted only if a member was not measured.
   predicted_ms = functools.cache(lambda: _predicted_ms(content['deploy']))
@@ -153,7 +152,7 @@ def _draw(record: dict[str, Any], path: epath.Path) -> None:
 
 def _text(path: epath.Path) -> str:
   """The summary of an evaluated front, read from its workdir."""
-  record = json.loads((path / evaluate_report.RESULT).read_text())
+  record = workdir_lib.read_json(path / evaluate_report.RESULT)
   lines = [
     '',
     f'What NAS-Bench-201 knows of this front on {record["device"]}; ~ is a '

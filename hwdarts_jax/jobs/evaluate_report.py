@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-import json
 from typing import Any
 
 from etils import epath
@@ -11,6 +10,7 @@ import numpy as np
 
 from hwdarts_jax import front, oracle
 from hwdarts_jax.runtime import front_plot
+from hwdarts_jax.runtime import workdir as workdir_lib
 
 RESULT = 'evaluate.json'
 PICTURE = 'evaluate.png'
@@ -48,7 +48,7 @@ def draw(
 
 def of(path: epath.Path) -> str:
   """The text of a finished evaluation."""
-  record = json.loads((path / RESULT).read_text())
+  record = workdir_lib.read_json(path / RESULT)
   judged = record['judged']
   device = judged['device']
   measured = sum(ms is not None for ms in record['latency_ms'].values())

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from typing import Any
 
 from etils import epath
@@ -88,7 +87,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       hashes=task.training.hashes() | {'params': _digest(task.variables)},
     )
     if (path / RESULT).exists():
-      record = json.loads((path / RESULT).read_text())
+      record = workdir_lib.read_json(path / RESULT)
       print(
         f'{path} has its files already; a new export needs a new --workdir.'
       )
@@ -154,7 +153,7 @@ def _read(folder: epath.Path, name: str) -> dict[str, Any]:
       'command goes on).'
     )
   try:
-    record = json.loads(path.read_text())
+    record = workdir_lib.read_json(path)
   except ValueError as e:
     raise ValueError(f'{path} is not JSON ({e}).') from e
   wanted = 'trained' if name == retrain_job.RESULT else 'config'

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from etils import epath
 
 from hwdarts_jax.jobs import common
+from hwdarts_jax.runtime import workdir as workdir_lib
 
 RESULT = 'export.json'
 # What is written, by format and type.
@@ -91,7 +91,7 @@ def _predicted(task: Any) -> dict[str, Any]:
 
 def of(path: epath.Path) -> str:
   """The summary of an export, read from its workdir."""
-  content = json.loads((path / RESULT).read_text())
+  content = workdir_lib.read_json(path / RESULT)
   trained, checked = content['trained'], content['checked']
   params = 'averaged' if trained['averaged'] else 'last'
   lines = [

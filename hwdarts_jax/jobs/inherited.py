@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from typing import Any
 
 from etils import epath
@@ -13,6 +12,7 @@ from hwdarts_jax.bilevel import update as update_lib
 from hwdarts_jax.jobs import search as search_job
 from hwdarts_jax.models import evaluations
 from hwdarts_jax.models import network as network_lib
+from hwdarts_jax.runtime import workdir as workdir_lib
 from hwdarts_jax.runtime.checkpoints import Checkpoints
 
 
@@ -29,7 +29,7 @@ def variables(config: ml_collections.ConfigDict, fresh: Any) -> Any:
   folder = epath.Path(config.retrain.search_workdir)
   config = copy.deepcopy(config)
   # Another machine may evaluate a supernet in another layout.
-  made_by = json.loads((folder / 'config.json').read_text())['config']
+  made_by = workdir_lib.read_json(folder / 'config.json')['config']
   config.network.evaluation = made_by['network'].get('evaluation', 'plain')
   search = search_job.make(config)
   template = search_job.as_dtype(

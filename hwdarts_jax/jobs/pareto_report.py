@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-import json
 from typing import Any
 
 from etils import epath
@@ -139,7 +138,7 @@ def _draw(path: epath.Path, content: dict[str, Any]) -> None:
 
 def of(path: epath.Path) -> str:
   """The summary of a finished population, read from its workdir."""
-  content = json.loads((path / FRONT).read_text())
+  content = workdir_lib.read_json(path / FRONT)
   members = content['members']
   lines = [
     '',

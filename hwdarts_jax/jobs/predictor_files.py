@@ -82,7 +82,7 @@ def load(folder: epath.PathLike, field: str = 'latency.predictor') -> Saved:
   """
   path = epath.Path(folder).expanduser()
   try:
-    record = json.loads((path / _CARD).read_text())
+    record = workdir_lib.read_json(path / _CARD)
     if record['format'] != _FORMAT:
       raise ValueError(f'its format is {record["format"]!r}, not {_FORMAT}')
     fit = predictor_lib.Fit({}, record['fit'])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 import csv
 import io
-import json
 import math
 from typing import Any, NamedTuple
 import warnings
@@ -18,6 +17,7 @@ from hwdarts_jax.latency import judge, measurements
 from hwdarts_jax.latency import predictor as predictor_lib
 from hwdarts_jax.latency.measurements import Measurements
 from hwdarts_jax.runtime import scatter
+from hwdarts_jax.runtime import workdir as workdir_lib
 from hwdarts_jax.spaces.spec import NetworkSpec
 
 METRICS = 'metrics.json'  # written last: its presence says that all is done
@@ -206,7 +206,7 @@ def plot(held_out: HeldOut, path: epath.PathLike, title: str) -> None:
 
 def of(path: epath.Path) -> str:
   """The summary of a finished fit, read from its workdir."""
-  record = json.loads((path / METRICS).read_text())
+  record = workdir_lib.read_json(path / METRICS)
   lines = ['']
   if 'figures' in record:
     lines += _of_fit(record)

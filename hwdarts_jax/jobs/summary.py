@@ -18,6 +18,7 @@ from hwdarts_jax import spaces
 from hwdarts_jax.jobs import bounds, common, diagnose
 from hwdarts_jax.latency import projection
 from hwdarts_jax.runtime import command
+from hwdarts_jax.runtime import workdir as workdir_lib
 from hwdarts_jax.spaces import discretize
 from hwdarts_jax.spaces.spec import Genotype, NetworkSpec
 
@@ -134,7 +135,7 @@ def _predicted(
 
 def of_retrain(path: epath.Path) -> str:
   """The summary of a finished training, read from its workdir."""
-  record = json.loads((path / 'retrain.json').read_text())
+  record = workdir_lib.read_json(path / 'retrain.json')
   deploy, trained = record['deploy'], record['trained']
   start = 'inherited params' if trained['inherited'] else 'scratch'
   return '\n'.join(
@@ -183,7 +184,7 @@ def title(record: dict[str, Any]) -> str:
 
 def of_search(path: epath.Path) -> str:
   """The summary of a finished search, read from its workdir."""
-  record = json.loads((path / 'genotype.json').read_text())
+  record = workdir_lib.read_json(path / 'genotype.json')
   deploy, search = record['deploy'], record['search']
   spec = _settings(deploy['spec'])
   accuracy = f'{100 * search["supernet_val_accuracy"]:.1f} %'
@@ -293,7 +294,7 @@ def _next_command(
   path: epath.Path, job: str, field: str, value: epath.Path | None = None
 ) -> str:
   """The command of a job on what is in a workdir, or on a file of it."""
-  config = json.loads((path / 'config.json').read_text())['config']
+  config = workdir_lib.read_json(path / 'config.json')['config']
   flags = {'config': config['source']}
   flags |= {f'config.{k}': v for k, v in overrides(config).items()}
   flags |= {'config.job': job, f'config.{field}': str(value or path)}

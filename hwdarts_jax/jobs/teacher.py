@@ -12,7 +12,6 @@ from collections.abc import Callable
 import copy
 import dataclasses
 import hashlib
-import json
 from typing import Any
 
 from etils import epath
@@ -24,6 +23,7 @@ from hwdarts_jax.bilevel import update as update_lib
 from hwdarts_jax.jobs import common, retrain_settings, train_state
 from hwdarts_jax.jobs import search as search_job
 from hwdarts_jax.models import network as network_lib
+from hwdarts_jax.runtime import workdir as workdir_lib
 from hwdarts_jax.runtime.checkpoints import Checkpoints
 from hwdarts_jax.spaces import discretize
 from hwdarts_jax.spaces.spec import Genotype, NetworkSpec
@@ -74,8 +74,8 @@ def load(workdir: str, data_name: str, student: NetworkSpec) -> Teacher:
       f'retrain.distill.workdir is {workdir!r}, which has neither {_TRAINED} '
       f'nor {_SEARCHED}: it must be that of a finished training or search.'
     )
-  record = json.loads((folder / found[0]).read_text())
-  made_by = json.loads((folder / 'config.json').read_text())['config']
+  record = workdir_lib.read_json(folder / found[0])
+  made_by = workdir_lib.read_json(folder / 'config.json')['config']
   if made_by['data']['name'] != data_name:
     raise ValueError(
       f'retrain.distill.workdir is {workdir!r}, whose network was trained on '

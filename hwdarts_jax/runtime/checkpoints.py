@@ -221,7 +221,7 @@ class Checkpoints:
     """Raises _DamagedError if a file is not what it was when recorded."""
     folder = self.directory / str(step)
     try:
-      record = json.loads((folder / _DIGESTS).read_text())
+      record = workdir_lib.read_json(folder / _DIGESTS)
       files = record['files']
       known = record['header'] == _sha256(files)
     except (OSError, ValueError, KeyError, TypeError):

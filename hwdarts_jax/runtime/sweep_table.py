@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 import csv
 import io
-import json
 from typing import Any
 
 from etils import epath
@@ -66,7 +65,7 @@ def row(
   if found is not None:
     status = FINISHED
     try:
-      record = json.loads(found.read_text())
+      record = workdir_lib.read_json(found)
     except ValueError as e:
       status = f'{found.name} is damaged: {e}'
   flat = dict(_flatten(record))
@@ -119,7 +118,7 @@ def _result(path: epath.Path) -> epath.Path | None:
   if not config.exists():
     return None
   try:
-    job = json.loads(config.read_text())['config']['job']
+    job = workdir_lib.read_json(config)['config']['job']
   except (ValueError, KeyError, TypeError):
     return None
   found = path / RESULTS[job] if job in RESULTS else None
