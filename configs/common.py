@@ -157,14 +157,7 @@ def search_config(
   Raises:
     ValueError: the argument is not one of ours.
   """
-  parsed = parse_arg(
-    arg, space='nasbench201', dataset='digits', recipe='', runlocal=False
-  )
-  if parsed.space not in SEARCH_SPECS:
-    raise ValueError(
-      f'config argument space is {parsed.space!r}; known are '
-      f'{sorted(SEARCH_SPECS)}.'
-    )
+  parsed = _parse_search(arg)
   small = parsed.dataset == 'digits' or parsed.runlocal
   specs = SMALL_SEARCH_SPECS if small else SEARCH_SPECS
   config = ml_collections.ConfigDict()
@@ -200,6 +193,19 @@ def search_config(
   config.evaluate = _evaluate()
   config.describe = describe()
   return config
+
+
+def _parse_search(arg: str | None) -> Any:
+  """The argument of a search's config."""
+  parsed = parse_arg(
+    arg, space='nasbench201', dataset='digits', recipe='', runlocal=False
+  )
+  if parsed.space not in SEARCH_SPECS:
+    raise ValueError(
+      f'config argument space is {parsed.space!r}; known are '
+      f'{sorted(SEARCH_SPECS)}.'
+    )
+  return parsed
 
 
 def _latency(

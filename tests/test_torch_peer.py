@@ -47,6 +47,18 @@ def _in_torch_layout(spec, params):
   return found
 
 
+def _peer(spec, params, alphas, per_op):
+  """The other side, with the same params and alphas."""
+  net = torch_peer.Supernet(**SIZES)
+  layout = _in_torch_layout(spec, params)
+  with torch.no_grad():
+    for mine, theirs in zip(net.parameters(), layout, strict=True):
+      assert mine.shape == theirs.shape
+      mine.copy_(torch.tensor(theirs))
+  costs = torch_peer.Costs(per_op, 0.0, 1.0, WEIGHT)
+  return torch_peer.Search(net, alphas, costs)
+
+
 @pytest.fixture(scope='module')
 def case():
   """Both sides with the same params, alphas and batches, and our numbers."""
@@ -91,19 +103,12 @@ def case():
     variables['params'], alphas
   )
 
-  net = torch_peer.Supernet(**SIZES)
-  layout = _in_torch_layout(spec, variables['params'])
-  with torch.no_grad():
-    for mine, theirs in zip(net.parameters(), layout, strict=True):
-      assert mine.shape == theirs.shape
-      mine.copy_(torch.tensor(theirs))
-  costs = torch_peer.Costs(per_op, 0.0, 1.0, WEIGHT)
   batches = [
     (torch.tensor(x).permute(0, 3, 1, 2), torch.tensor(y))
     for x, y in zip(images, labels, strict=True)
   ]
   return {
-    'search': torch_peer.Search(net, alphas, costs),
+    'search': _peer(spec, variables['params'], alphas, per_op),
     'batches': batches,
     'value': value,
     'logits': logits,

@@ -16,6 +16,8 @@ alphas.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+import functools
 import re
 
 from hwdarts_jax.spaces import blocks
@@ -64,8 +66,7 @@ def make(
     num_blocks: searched blocks of each stage.
     num_stages: how many of the five stages there are, from the first.
     num_classes: classes of the data set.
-    image_size: height and width of an image; 96 to 224, or 32 with a
-      `stem_stride` of 1.
+    image_size: pixels a side; 96 to 224, or 32 with a `stem_stride` of 1.
     image_channels: channels of an image.
     stem_stride: of the first convolution.
     kernels: of depthwise convolutions to choose from, with commas, among
@@ -83,30 +84,53 @@ def make(
   """
   _check_sizes(features, num_blocks, num_stages)
   blocks.check_image(image_size, stem_stride)
-  sizes = (
+  ops_of = functools.partial(
+    _candidates,
     _split_numbers('kernels', kernels, KERNELS),
     _split_numbers('expansions', expansions, EXPANSIONS),
+    squeeze_excite,
+    fused,
   )
-  of_stages = _split_activations(activations)[: 1 + num_stages]
-  last_act = of_stages[-1]
+  acts = _split_activations(activations)[: 1 + num_stages]
+  cells = _stages(features, num_blocks, ops_of, acts[1:])
   size = -(-image_size // stem_stride)
-  cells: list[CellSpec] = []
-  source, width = 'block', features
-  for i, (channels, stride) in enumerate(STAGES[:num_stages]):
-    width = make_divisible(channels * features / STEM_FEATURES)
-    ops = _candidates(*sizes, squeeze_excite, fused, of_stages[1 + i])
-    cells += _stage(f'stage_{i + 1}', source, ops, width, stride, num_blocks)
-    source, size = cells[-1].name, -(-size // stride)
-  wide = make_divisible(_HEAD_EXPANSION * width)
-  hidden = make_divisible(_HEAD_FEATURES * features / STEM_FEATURES)
+  for _, stride in STAGES[:num_stages]:
+    size = -(-size // stride)
   return NetworkSpec(
     space='mobile',
     input_shape=(image_size, image_size, image_channels),
-    stem=_stem(features, stem_stride, of_stages[0], last_act),
-    cells=tuple(cells),
-    head=blocks.head(source, size, (wide, hidden), last_act, num_classes),
+    stem=_stem(features, stem_stride, acts[0], acts[-1]),
+    cells=cells,
+    head=_head(cells[-1], size, features, acts[-1], num_classes),
     num_classes=num_classes,
   )
+
+
+def _stages(
+  features: int,
+  num_blocks: int,
+  ops_of: Callable[[str], tuple[str, ...]],
+  activations: Sequence[str],
+) -> tuple[CellSpec, ...]:
+  """The blocks of the first stages, one stage for each activation."""
+  cells: list[CellSpec] = []
+  source = 'block'
+  for i, activation in enumerate(activations):
+    channels, stride = STAGES[i]
+    width = make_divisible(channels * features / STEM_FEATURES)
+    ops = ops_of(activation)
+    cells += _stage(f'stage_{i + 1}', source, ops, width, stride, num_blocks)
+    source = cells[-1].name
+  return tuple(cells)
+
+
+def _head(
+  last: CellSpec, size: int, features: int, activation: str, num_classes: int
+) -> tuple[CellSpec, ...]:
+  """That of MobileNetV3, for `size` pixels a side of the last block."""
+  wide = make_divisible(_HEAD_EXPANSION * last.features)
+  hidden = make_divisible(_HEAD_FEATURES * features / STEM_FEATURES)
+  return blocks.head(last.name, size, (wide, hidden), activation, num_classes)
 
 
 def _check_sizes(features: int, num_blocks: int, num_stages: int) -> None:
