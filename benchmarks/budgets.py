@@ -19,8 +19,8 @@ import numpy as np
 
 from configs import common
 from hwdarts_jax import spaces
-from hwdarts_jax.harness import convert, execute
-from hwdarts_jax.latency import activations, budgets, liveness, sampling
+from hwdarts_jax.harness import convert, execute, plan
+from hwdarts_jax.latency import activations, budgets
 from hwdarts_jax.spaces import discretize
 from hwdarts_jax.spaces.spec import Genotype, NetworkSpec
 
@@ -30,19 +30,6 @@ _SEED = flags.DEFINE_integer('seed', 0, 'What they are drawn by.')
 _CELLS = flags.DEFINE_integer('cells', 0, 'Cells; 0: as deployed.')
 _JSON = flags.DEFINE_string('json', '', 'Where to write the rows.')
 _NAMES = {'peak_memory_mb': 'arena_mb', 'model_mb': 'file_mb'}
-
-
-def draw(spec: NetworkSpec, count: int, seed: int) -> list[Genotype]:
-  """Random architectures in which something connects input and output."""
-  rng = np.random.default_rng(seed)
-  uniform = discretize.uniform(spec)
-  found: list[Genotype] = []
-  while len(found) < count:
-    drawn = sampling.draw(spec, uniform, 1, rng)
-    if liveness.is_connected(spec, drawn)[0]:
-      alphas = {name: 20.0 * p[0] for name, p in drawn.items()}
-      found.append(discretize.derive(spec, alphas))
-  return found
 
 
 def compare(spec: NetworkSpec, genotype: Genotype, limits) -> dict[str, float]:
@@ -71,7 +58,7 @@ def main(argv: list[str]) -> None:
   limits = {name: budgets.make(name, spec) for name in _NAMES}
   print(f'made in {time.monotonic() - started:.1f} s')
   rows = []
-  for genotype in draw(spec, _NETWORKS.value, _SEED.value):
+  for genotype in plan.random_networks(spec, _NETWORKS.value, _SEED.value):
     row = compare(spec, genotype, limits)
     rows.append({'genotype': genotype.to_dict(), **row})
     print(
