@@ -11,30 +11,20 @@ from typing import Any
 
 import ml_collections
 
-from configs import recipes
+from configs import mobile, recipes
 
 # Zeros are filled in from the data set.
 _FROM_DATA = {'num_classes': 0, 'image_size': 0, 'image_channels': 0}
-# Choices of the space mobile, that all its specs share.
-_MOBILE = {
-  'num_blocks': 4,
-  'num_stages': 5,
-  'kernels': '3,5,7',
-  'expansions': '3,4,6',
-  'squeeze_excite': True,
-  'fused': False,
-  'activations': 'relu,relu,relu,hswish,hswish,hswish',
-}
 # The published searches; a small one for the embedded data set.
 SEARCH_SPECS: dict[str, dict[str, Any]] = {
   'nasbench201': {'features': 16, 'num_cells': 5},
   'darts': {'features': 16, 'num_cells': 8},
-  'mobile': _MOBILE | {'features': 16, 'stem_stride': 0},
+  'mobile': mobile.CHOICES | {'features': 16, 'stem_stride': 0},
 }
 SMALL_SEARCH_SPECS: dict[str, dict[str, Any]] = {
   'nasbench201': {'features': 8, 'num_cells': 1},
   'darts': {'features': 4, 'num_cells': 3},
-  'mobile': _MOBILE | {'features': 4, 'stem_stride': 0},
+  'mobile': mobile.CHOICES | {'features': 4, 'stem_stride': 0},
 }
 _NO_AUGMENT: dict[str, Any] = {
   'pad': 0,
@@ -76,17 +66,10 @@ DEPLOY_SPECS: dict[str, dict[str, Any]] = {
     'image_channels': 3,
     'pool_bn': False,
   },
-  'mobile': _MOBILE
-  | {
-    'features': 16,
-    'num_classes': 1000,
-    'image_size': 224,
-    'image_channels': 3,
-    'stem_stride': 2,
-  },
+  'mobile': mobile.DEPLOY,
 }
 # Fewer choices, also of the deployed network, where all would take too long.
-_RUNLOCAL = {'mobile': {'num_blocks': 1, 'kernels': '3', 'expansions': '3'}}
+_RUNLOCAL = {'mobile': mobile.FEW}
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
@@ -187,7 +170,7 @@ def search_config(
     parsed.runlocal,
   )
   if parsed.space == 'mobile':
-    _set_mobile(config, parsed.dataset)
+    mobile.set_up(config, device, parsed.dataset, small)
   config.export = export(parsed.runlocal)
   config.population = _population(parsed.runlocal)
   config.evaluate = _evaluate()
@@ -224,15 +207,6 @@ def _latency(
     # Of its whole networks, that the predictor is fitted to; 0: all.
     'rows': 300 if runlocal else 0,
   }
-
-
-def _set_mobile(config, dataset: str) -> None:
-  """Sets what networks of inverted residual blocks are evaluated by."""
-  # 19 candidates a block, on one set of weights.
-  config.network.evaluation = 'shared'
-  if dataset == 'imagenet2012':
-    config.network.dtype = 'bfloat16'
-    config.retrain.images_per_second = recipes.MOBILE_RATE
 
 
 def data(dataset: str) -> dict[str, Any]:

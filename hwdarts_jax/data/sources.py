@@ -189,6 +189,13 @@ def _load_tfds(
   return Dataset(name, images, labels, prepared.num_classes, mean, std)
 
 
+def known_statistics(
+  name: str,
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+  """Mean and standard deviation that are published with a set, if any are."""
+  return _KNOWN_STATS.get(re.split('[/:]', name)[0])
+
+
 def statistics(
   prepared: tfds_set.Prepared, train_images: np.ndarray | None = None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -198,7 +205,7 @@ def statistics(
     prepared: the set.
     train_images: u8[N, H, W, C], all of them, where they are decoded already.
   """
-  known = _KNOWN_STATS.get(re.split('[/:]', prepared.name)[0])
+  known = known_statistics(prepared.name)
   if known is not None and len(known[0]) == prepared.image_shape[-1]:
     return known
   tfds_split, indices = prepared.part('train')

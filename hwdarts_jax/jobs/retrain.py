@@ -238,21 +238,12 @@ def _teacher(
 
 def _train(training: Training, path: epath.Path) -> bool:
   """Trains or resumes; returns whether the training came to its end."""
-  settings = training.config.retrain
   state = sharding.replicate(init_state(training), training.mesh)
-  feed = feeding.make_feed(
-    training.train,
-    training.config.data,
-    Augment(**settings.augment.to_dict()),
-    settings.batch_size,
-    training.config.seed,
-    training.mesh,
-  )
   loop = loop_lib.Loop(
     name='retrain',
     schedule=training.schedule,
     compile=functools.partial(_compile, training),
-    feeds=[feed],
+    feeds=[make_feed(training)],
     on_row=lambda state, step, row: {
       'learning_rate': float(training.learning_rate(step))
     },
@@ -263,6 +254,19 @@ def _train(training: Training, path: epath.Path) -> bool:
   if done:
     _finish(training, path, state)
   return done
+
+
+def make_feed(training: Training) -> feeding.Feed:
+  """The batches of the training, in the order of its seed."""
+  settings = training.config.retrain
+  return feeding.make_feed(
+    training.train,
+    training.config.data,
+    Augment(**settings.augment.to_dict()),
+    settings.batch_size,
+    training.config.seed,
+    training.mesh,
+  )
 
 
 def init_state(training: Training) -> TrainState:
@@ -277,28 +281,31 @@ def init_state(training: Training) -> TrainState:
   )
 
 
-def _compile(training: Training, state, chunks):
-  """Compiles the training step."""
-  replicated = sharding.replicated(training.mesh)
-  update = jax.jit(
+def jitted_step(training: Training):
+  """The update ``f(state, taught_by, chunk)``; it takes over its state."""
+  return jax.jit(
     functools.partial(train_step.step, training),
     donate_argnums=0,
-    out_shardings=replicated,
+    out_shardings=sharding.replicated(training.mesh),
   )
+
+
+def _compile(training: Training, state, chunks):
+  """Compiles the training step."""
   # An argument: constants of this size would be compiled into the program.
   taught_by = None
   if training.teacher is not None:
     taught_by = sharding.replicate(training.teacher.variables, training.mesh)
   (compiled,) = loop_lib.compile_together(
     'compiling the training step',
-    [(update, (state, taught_by, *chunks))],
+    [(jitted_step(training), (state, taught_by, *chunks))],
     training.config.deterministic,
   )
   return lambda state, *chunks: compiled(state, taught_by, *chunks)
 
 
-def _count_correct(training: Training, variables, batch) -> jax.Array:
-  """Number of correct answers; i32[]."""
+def count_correct(training: Training, variables, batch) -> jax.Array:
+  """Number of correct answers to a batch of test images; i32[]."""
   image = pipeline.normalize(
     batch['image'],
     training.train.mean,
@@ -313,7 +320,7 @@ def _finish(training: Training, path: epath.Path, state: TrainState) -> None:
   size = training.config.retrain.eval_batch_size
   example = next(feeding.eval_batches(training.test, size, training.mesh))
   counted = jax.jit(
-    functools.partial(_count_correct, training),
+    functools.partial(count_correct, training),
     out_shardings=sharding.replicated(training.mesh),
   )
   (count,) = loop_lib.compile_together(
