@@ -129,7 +129,6 @@ def search(own: State) -> None:
   config = own.config()
   config.job = 'pareto'
   config.latency.table = _TABLE.value
-  config.hypergrad = {'name': 'first_order'}
   front, between = targets(own, config)
   with config.unlocked():
     config.population.targets_ms = tuple(sorted({*front, *between.values()}))

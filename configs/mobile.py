@@ -14,6 +14,7 @@ one H100 and a budget:
   learn what derived networks compute and judge these.
 - A quarter of the steps moves no alphas and draws ops uniformly: weights that
   are fresh prefer what learns soonest, identities and small kernels.
+- `lookahead`, whose step is two programs that compile side by side.
 - Members take a turn each `members / 4` steps, so alphas move by larger steps
   than those of one search would.
 """
@@ -87,12 +88,12 @@ def _set_budget(config: Any) -> None:
     name='sampled', temperature_start=1.0, temperature_end=0.5
   )
   config.search.update(
-    num_steps=4000,
+    num_steps=3000,
     batch_size=512,
-    warmup_steps=1000,
+    warmup_steps=750,
     warmup_gates='uniform',
     eval_every_steps=0,
-    checkpoint_every_steps=2000,
+    checkpoint_every_steps=3000,
   )
   config.params_optimizer.update(learning_rate=0.1, weight_decay=1e-4)
   config.alphas_optimizer.update(learning_rate=0.03, weight_decay=0.0)

@@ -107,6 +107,28 @@ def test_one_member_alone_is_a_single_search(hypergrad, evaluation):
   tiny._close(state.batch_stats, alone.batch_stats, 1e-8)
 
 
+def test_two_programs_make_the_step_of_one():
+  """A step by halves is that of the whole, which one search is equal to."""
+  of = _population(_problem('lookahead'))
+  whole = _step(population.population_update, of)
+  halves = [
+    _step(half, of)
+    for half in (population.inner_update, population.outer_update)
+  ]
+  state = apart = _start(of)
+  for i in range(3):
+    chunks = tiny._chunks(jnp.float64, i, 1)
+    state, want = whole(state, *chunks)
+    before = apart
+    apart, first = halves[0](apart, *chunks)
+    assert apart.step == before.step
+    assert tiny._same(apart.alphas, before.alphas)
+    apart, second = halves[1](apart, *chunks)
+    for name, value in want.items():
+      np.testing.assert_allclose((first | second)[name], value, rtol=1e-8)
+  tiny._close(apart, state, 1e-8)
+
+
 def test_only_members_whose_turn_it_is_move_and_all_get_it_as_often():
   states = _steps(4)
   for i, (before, after) in enumerate(

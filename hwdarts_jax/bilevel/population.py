@@ -153,21 +153,68 @@ def population_update(
     The next state, and scalars as of `update.bilevel_update`, means over these
     members.
   """
+  if population.problem.hypergrad == 'lookahead':
+    state, first = inner_update(population, state, train_batch, val_batch)
+    state, second = outer_update(population, state, train_batch, val_batch)
+    return state, first | second
+  mine, draw = _turn(population, state)
+  params, first = _inner(population, state, mine, draw, train_batch)
+  own, second = _outer(population, mine, state.params, draw, val_batch)
+  state = _entered(population, state, own)
+  return state.replace(step=state.step + 1, **params), first | second
+
+
+def inner_update(
+  population: Population,
+  state: SearchState,
+  train_batch: Batch,
+  val_batch: Batch,
+) -> tuple[SearchState, Metrics]:
+  """The first half of a step by `lookahead`: params move, nothing else.
+
+  The halves are two programs where one would take too long to compile.
+  """
+  del val_batch
+  mine, draw = _turn(population, state)
+  params, metrics = _inner(population, state, mine, draw, train_batch)
+  return state.replace(**params), metrics
+
+
+def outer_update(
+  population: Population,
+  state: SearchState,
+  train_batch: Batch,
+  val_batch: Batch,
+) -> tuple[SearchState, Metrics]:
+  """The second half, at the params that the first has stepped to."""
+  del train_batch
+  mine, draw = _turn(population, state)
+  own, metrics = _outer(population, mine, state.params, draw, val_batch)
+  state = _entered(population, state, own)
+  return state.replace(step=state.step + 1), metrics
+
+
+def _turn(
+  population: Population, state: SearchState
+) -> tuple[SearchState, _Draw]:
+  """The state of the members whose turn it is, and what draws their gates."""
   members = population.turn(state.step)
-  mine = view(population, state, members)
-  draw = _Draw(population, state, members)
-  params, norm = _inner(population, state, mine, draw, train_batch)
-  stepped = population.problem.hypergrad == 'lookahead'
-  at = params['params'] if stepped else state.params
-  own, metrics = _outer(population, mine, at, draw, val_batch)
-  new = {
-    name: jax.tree.map(
-      lambda old, part: old.at[members].set(part), getattr(state, name), value
-    )
-    for name, value in own.items()
-  }
-  state = state.replace(step=state.step + 1, **params, **new)
-  return state, metrics | norm
+  return view(population, state, members), _Draw(population, state, members)
+
+
+def _entered(
+  population: Population, state: SearchState, own: dict[str, Any]
+) -> SearchState:
+  """The state with what is new of the members whose turn it is."""
+  members = population.turn(state.step)
+  return state.replace(
+    **{
+      name: jax.tree.map(
+        lambda old, part: old.at[members].set(part), getattr(state, name), value
+      )
+      for name, value in own.items()
+    }
+  )
 
 
 class _Draw:

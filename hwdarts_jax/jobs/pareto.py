@@ -209,15 +209,31 @@ def _search(pareto: Pareto, path: epath.Path) -> bool:
 
 
 def _compile(pareto: Pareto, state, chunks):
-  """Compiles the update of the population."""
-  search = pareto.search
-  step = search.step(pareto.population, population_lib.population_update)
-  (compiled,) = loop_lib.compile_together(
+  """Compiles the update of the population, by halves where it has them."""
+  search, population = pareto.search, pareto.population
+  halves = [population_lib.population_update]
+  # A scan over steps needs them whole.
+  if (
+    population.problem.hypergrad == 'lookahead'
+    and pareto.search.schedule.steps_per_call == 1
+  ):
+    halves = [population_lib.outer_update, population_lib.inner_update]
+  compiled = loop_lib.compile_together(
     'compiling the bilevel update',
-    [(step, (state, *chunks))],
+    [
+      (search.step(population, advance), (state, *chunks)) for advance in halves
+    ],
     search.config.deterministic,
   )
-  return compiled
+
+  def step(state, *chunks):
+    metrics = {}
+    for half in reversed(compiled):
+      state, more = half(state, *chunks)
+      metrics |= more
+    return state, metrics
+
+  return step
 
 
 def _extend_row(pareto: Pareto, state, step: int, row) -> dict[str, Any]:
