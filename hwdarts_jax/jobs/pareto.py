@@ -227,7 +227,7 @@ def _compile(pareto: Pareto, state, chunks):
   )
 
   def step(state, *chunks):
-    metrics = {}
+    metrics: dict[str, Any] = {}
     for half in reversed(compiled):
       state, more = half(state, *chunks)
       metrics |= more
