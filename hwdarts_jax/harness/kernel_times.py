@@ -17,8 +17,7 @@ from jax.profiler import ProfileData, ProfileOptions
 
 _PLANE = '/device:GPU:'
 _LINE = 'Stream'  # other lines tell of the same events in other ways
-# Of one profile, as reading it takes longer than recording it: readings of
-# DARTS networks, 60 runs of some 1,500 kernels, took 10 to 30 s beside an H100.
+# Of one profile: more tell no more, and have to be written and read.
 _MAX_EVENTS = 8_000
 _MIN_RUNS = 5
 
