@@ -35,7 +35,7 @@ _BATCH = flags.DEFINE_integer('batch_size', 64, 'Images of a batch.')
 _SECONDS = flags.DEFINE_float('seconds', 8.0, 'Time of each row.')
 _WORKERS = flags.DEFINE_list('workers', ['0'], 'Processes; 0: threads.')
 _RATES = flags.DEFINE_list(
-  'rates', ['5150'], 'Images/s of a device, to be fed.'
+  'rates', ['2800'], 'Images/s of a device, to be fed.'
 )
 _OUT = flags.DEFINE_string('out', '', 'JSON file to write.')
 
