@@ -8,14 +8,19 @@ with H, P, R symmetric positive definite, so that everything that an estimator
 claims to compute is a line of numpy.
 """
 
-import functools
-
-from flax import linen as nn
+from hypergrad_cases import (
+  _flat,
+  _real_step,
+  _relative,
+  _sgd,
+  _slopes,
+  DECAY,
+  LR,
+)
 import hypothesis
 from hypothesis import strategies as st
 import jax
 from jax.flatten_util import ravel_pytree
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -23,7 +28,6 @@ import pytest
 from hwdarts_jax.bilevel import hypergrad
 from hwdarts_jax.runtime import optimizers
 
-LR, DECAY = 0.1, 0.05
 # Trees of several arrays, as a network has them.
 PARAMS = {'conv': {'kernel': np.zeros((3, 2)), 'bias': np.zeros(2)}}
 ALPHAS = {'normal': np.zeros((2, 2)), 'reduce': np.zeros((1, 3))}
@@ -94,10 +98,6 @@ _estimate_jit = jax.jit(
 )
 
 
-def _flat(tree):
-  return np.asarray(ravel_pytree(tree)[0])
-
-
 def _grad_train(q, w, a):
   return q['H'] @ w + q['M'] @ a + q['b']
 
@@ -138,10 +138,6 @@ BY_HAND = {
 }
 
 
-def _relative(value, truth):
-  return np.linalg.norm(value - truth) / np.linalg.norm(truth)
-
-
 @every_estimator
 @hypothesis.given(seed=seeds)
 def test_every_estimator_equals_its_formula_on_a_quadratic(name, seed):
@@ -177,21 +173,6 @@ def test_without_mixed_derivative_lookahead_is_exact(seed):
       _flat(_estimate_jit(q, n)) for n in ('unrolled', 'lookahead')
     )
     assert _relative(ours, exact) < 1e-13
-
-
-def _sgd(momentum=0.9, nesterov=False, decay=DECAY):
-  return optimizers.make(
-    'sgd', LR, 10, schedule='constant', momentum=momentum, nesterov=nesterov,
-    weight_decay=decay,
-  )  # fmt: skip
-
-
-def _real_step(optimizer, state):
-  def step(params, grads):
-    updates, _ = optimizer.update(grads, state, params)
-    return optax.apply_updates(params, updates)
-
-  return step
 
 
 def _after_real_steps(q, optimizer, num_steps):
@@ -299,17 +280,6 @@ def _against_brute_force(q, params, step):
   return _flat(ours), _slopes(whole, alphas)
 
 
-def _slopes(f, alphas, length=1e-5):
-  flat, restore = ravel_pytree(alphas)
-  moves = length * np.eye(flat.size)
-  return np.asarray(
-    [
-      (f(restore(flat + d)) - f(restore(flat - d))) / (2 * length)
-      for d in moves
-    ]
-  )
-
-
 @hypothesis.settings(max_examples=10)
 @hypothesis.given(seed=seeds)
 def test_neumann_at_the_optimum_converges_to_the_implicit_gradient(seed):
@@ -351,125 +321,6 @@ def test_neumann_errors_fall_by_the_slowest_eigenvalue():
     ]
     ratios = np.divide(errors[1:], errors[:-1])
     np.testing.assert_allclose(ratios, 1 - LR * 0.5, rtol=1e-3)
-
-
-def _net(activation, pool):
-  """A small convolutional supernet with two choices: params, alphas, losses."""
-  rng = np.random.default_rng(0)
-
-  def normal(*shape, scale=1.0):
-    return jnp.asarray(scale * rng.normal(size=shape))
-
-  params = {
-    'stem': normal(3, 3, 1, 4, scale=0.5),
-    'conv': normal(3, 3, 4, 4, scale=0.25),
-    'point': normal(1, 1, 4, 4, scale=0.7),
-    'dense': normal(4, 3),
-  }
-  alphas = {'cell': normal(2, 3, scale=0.3)}
-
-  def conv(x, kernel):
-    return jax.lax.conv_general_dilated(
-      x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-    )
-
-  def logits(params, alphas, x):
-    x = conv(x, params['stem'])
-    for gates in jax.nn.softmax(alphas['cell']):
-      y = activation(x)
-      x = (
-        gates[0] * conv(y, params['conv'])
-        + gates[1] * conv(y, params['point'])
-        + gates[2] * pool(x)
-      )
-    return activation(x).mean((1, 2)) @ params['dense']
-
-  def loss_on(images, labels):
-    def loss(params, alphas):
-      return optax.softmax_cross_entropy_with_integer_labels(
-        logits(params, alphas, images), labels
-      ).mean()
-
-    return loss
-
-  losses = [
-    loss_on(normal(16, 8, 8, 1), jnp.asarray(rng.integers(0, 3, 16)))
-    for _ in range(2)
-  ]
-  return params, alphas, *losses
-
-
-def _max_pool(x):
-  return nn.max_pool(x, (3, 3), padding='SAME')
-
-
-def _avg_pool(x):
-  return nn.avg_pool(x, (3, 3), padding='SAME')
-
-
-def _errors(params, alphas, train, val):
-  """Of each estimator, relative to brute force, after a step of real SGD."""
-  optimizer = _sgd()
-  state = optimizer.init(params)
-  grads = jax.jit(jax.grad(train))(params, alphas)
-  updates, state = optimizer.update(grads, state, params)
-  params = optax.apply_updates(params, updates)
-  step = _real_step(optimizer, state)
-
-  @jax.jit
-  def whole(alphas):
-    return val(step(params, jax.grad(train)(params, alphas)), alphas)
-
-  # Short, so that a kink between the two ends is unlikely.
-  truth = _slopes(whole, alphas, 1e-6)
-
-  @functools.partial(jax.jit, static_argnums=0)
-  def estimate(name, **settings):
-    f = hypergrad.get(name)
-    return f(train, val, step, params, alphas, **settings)
-
-  return {
-    'unrolled': _relative(_flat(estimate('unrolled')), truth),
-    'lookahead': _relative(_flat(estimate('lookahead')), truth),
-    'first_order': _relative(_flat(estimate('first_order')), truth),
-    'finite_difference': _relative(
-      _flat(estimate('finite_difference', inner_lr=LR)), truth
-    ),
-  }
-
-
-@pytest.fixture(scope='module')
-def errors_on_nets():
-  with jax.enable_x64(True):
-    return {
-      'smooth': _errors(*_net(nn.silu, _avg_pool)),
-      'kinked': _errors(*_net(nn.relu, _max_pool)),
-    }
-
-
-@pytest.mark.parametrize('net', ['smooth', 'kinked'])
-def test_unrolling_a_network_is_the_slope_of_the_whole_map(errors_on_nets, net):
-  """Brute force: central differences over alphas of step and loss together.
-
-  SGD with momentum from an earlier step and with decay; also with ReLU and max
-  pooling, which are differentiable almost everywhere.
-  """
-  assert errors_on_nets[net]['unrolled'] < 1e-6
-
-
-def test_finite_differences_are_good_only_on_smooth_networks(errors_on_nets):
-  """In float64 at the published epsilon: it is kinks, not rounding."""
-  smooth = errors_on_nets['smooth']['finite_difference']
-  kinked = errors_on_nets['kinked']['finite_difference']
-  assert smooth < 1e-5
-  assert kinked > 0.1
-  assert errors_on_nets['kinked']['unrolled'] < 1e-6 * kinked
-
-
-@pytest.mark.parametrize('net', ['smooth', 'kinked'])
-def test_lookahead_is_nearer_to_the_truth_than_first_order(errors_on_nets, net):
-  lookahead = errors_on_nets[net]['lookahead']
-  assert 1e-3 < lookahead < errors_on_nets[net]['first_order']
 
 
 def test_unknown_estimator_is_refused_by_the_name_of_the_field():

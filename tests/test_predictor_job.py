@@ -1,59 +1,26 @@
 """The job `predictor`: from CSV files to a predictor that a search can use."""
 
-import csv
-import functools
 import importlib
 import json
 import shutil
 
-import ml_collections
 import numpy as np
+from predictor_job_cases import _cells, _one_hot, _read, _spec, _write, CONFIG
 import pytest
 import tiny_runs
 
-from hwdarts_jax import oracle, spaces
+from hwdarts_jax import oracle
 from hwdarts_jax.jobs import common, predictor_files, settings
 from hwdarts_jax.jobs import predictor as job
-from hwdarts_jax.latency import liveness, measurements
-from hwdarts_jax.latency import table as table_lib
-from hwdarts_jax.spaces import discretize, nasbench201
+from hwdarts_jax.latency import liveness
 
-CONFIG = 'configs/predictor.py'
 _COSTS = np.array([0.0, 0.2, 1.0, 3.0, 0.5])  # ms of the ops of a cell
-
-
-@functools.cache
-def _spec():
-  return spaces.make('nasbench201')
 
 
 def _device(one_hot):
   """Latency f[N] on a made-up device that runs only what it must."""
   paid = liveness.paid_ops(_spec(), one_hot, 'compiled')['cell']
   return 2.0 + (paid * _COSTS * np.arange(1, 7)[:, None]).sum((1, 2))
-
-
-def _cells(indices):
-  return [nasbench201.to_arch_string(oracle.genotype(i)) for i in indices]
-
-
-def _one_hot(texts):
-  genotypes = [nasbench201.from_arch_string(t) for t in texts]
-  hots = [discretize.one_hot(_spec(), g)['cell'] for g in genotypes]
-  return {'cell': np.stack(hots)}
-
-
-def _write(path, texts, ms=None):
-  columns = {'genotype': texts}
-  if ms is not None:
-    columns['latency_ms'] = list(ms)
-  path.write_text(measurements.to_csv(columns))
-  return str(path)
-
-
-def _read(path):
-  with path.open(newline='') as f:
-    return list(csv.DictReader(f))
 
 
 @pytest.fixture
@@ -260,80 +227,6 @@ def test_rows_of_a_table_that_are_not_drawn_judge_the_fit(load, tmp_path):
   assert record['figures']['additive']['within_10_percent'] < 90
 
 
-_TARGET = 'jetson_nano_gpu_fp32'
-_OTHERS = 'jetson_nano_gpu_fp16,snapdragon855_cpu_int8,titanx_32,pixel4_cpu'
-
-
-@pytest.fixture(scope='module')
-def few(nursery, tmp_path_factory):
-  """Workdir and output of a fit to ten cells of a shipped device."""
-  folder = tmp_path_factory.mktemp('few')
-  connected = oracle.load().connected & np.isfinite(oracle.latencies(_TARGET))
-  cells = np.random.default_rng(0).permutation(np.flatnonzero(connected))[:310]
-  ms = oracle.latencies(_TARGET)[cells]
-  train = _write(folder / 'm.csv', _cells(cells[:10]), ms[:10])
-  predict = _write(folder / 'p.csv', _cells(cells[10:]))
-  result = nursery.run(
-    f'--config={CONFIG}',
-    f'--config.measurements={train}',
-    f'--config.predict={predict}',
-    '--config.prior=shipped',
-    f'--config.prior_devices={_OTHERS}',
-    '--config.exclude_devices=pixel4_cpu',
-    '--config.suggest=5',
-    f'--workdir={folder / "w"}',
-  )
-  assert result.code == 0, result.err
-  return folder / 'w', result.out, ms[10:]
-
-
-def test_ten_measurements_and_other_devices_predict_the_rest(few):
-  """Far better than ten rows alone could, with an honest uncertainty."""
-  workdir, out, measured = few
-  rows = _read(workdir / 'predictions.csv')
-  assert list(rows[0]) == ['genotype', 'predicted_ms', 'std_ms']
-  ms, std = (
-    np.array([float(r[k]) for r in rows]) for k in ('predicted_ms', 'std_ms')
-  )
-  assert np.abs(ms / measured - 1).mean() < 0.1
-  assert np.corrcoef(np.log(ms), np.log(measured))[0, 1] > 0.95
-  assert (np.abs(ms - measured) < 1.645 * std).mean() > 0.75
-  assert std.max() < 0.4 * ms.max()
-  assert f'{ms[0]:.3f} ± {std[0]:.3f} ms' in out
-  record = json.loads((workdir / 'metrics.json').read_text())
-  assert record['prior_devices'] == _OTHERS.split(',')[:3]
-  assert record['held_out_rows'] == record['rows'] == 10
-  assert (
-    record['figures']['predictor']['mape_percent']
-    < (record['figures']['additive']['mape_percent'])
-  )
-
-
-def test_a_few_shot_predictor_is_saved_like_any_other(few):
-  """What the search will follow is what predictions.csv says."""
-  saved = predictor_files.load(few[0] / 'predictor')
-  rows = _read(few[0] / 'predictions.csv')
-  predict = common.predictor_of(saved.spec, saved.fit.variables)
-  np.testing.assert_allclose(
-    predict(_one_hot([r['genotype'] for r in rows])),
-    [float(r['predicted_ms']) for r in rows],
-    rtol=1e-5,
-  )
-
-
-def test_suggestions_are_new_cells_with_a_path_to_be_filled_in(few):
-  """The file is one of measurements, as soon as it has latencies."""
-  rows = _read(few[0] / 'suggest.csv')
-  texts = [r['genotype'] for r in rows]
-  assert len(set(texts)) == 5 and not any(r['latency_ms'] for r in rows)
-  measured = {r['genotype'] for r in _read(few[0].parent / 'm.csv')}
-  assert not measured & set(texts)
-  assert liveness.is_connected(_spec(), _one_hot(texts)).all()
-  assert all(t in few[1] for t in texts)
-  with pytest.raises(ValueError, match=r"row 1 \(line 2\): latency_ms is ''"):
-    measurements.read(few[0] / 'suggest.csv', _spec())
-
-
 def test_suggestions_need_no_measurement(load, tmp_path, capsys):
   job.run(load(suggest=3), str(tmp_path / 'w'))
   texts = [r['genotype'] for r in _read(tmp_path / 'w' / 'suggest.csv')]
@@ -452,144 +345,3 @@ def test_a_bad_file_reaches_the_shell_as_one_message(nursery, files, tmp_path):
   assert len(errors) == 1 and 'row 1 (line 2)' in errors[0]
   assert 'Traceback' not in result.err + result.out
   assert not (tmp_path / 'w').exists()
-
-
-@pytest.fixture(scope='module')
-def tiny_predictor(tmp_path_factory):
-  """A predictor of the tiny deploy spec of DARTS, from JSON genotypes."""
-  folder = tmp_path_factory.mktemp('tiny')
-  deploy = tiny_runs.tiny('DEPLOY')
-  spec = spaces.make('darts', **deploy)
-  rng = np.random.default_rng(0)
-  rows = {}
-  for _ in range(400):
-    alphas = {g: rng.normal(size=s.shape) for g, s in spec.groups().items()}
-    genotype = discretize.derive(spec, alphas)
-    rows[genotype.to_json()] = _toy_ms(genotype)
-  path = folder / 'toy.csv'
-  path.write_text(
-    measurements.to_csv(
-      {'genotype': list(rows), 'latency_ms': [*rows.values()]}
-    )
-  )
-  config = ml_collections.ConfigDict(
-    _config(
-      measurements=str(path), predict=str(path), space='darts', deploy=deploy
-    )
-  )
-  job.run(config.lock(), str(folder / 'w'))
-  return folder / 'w'
-
-
-def _toy_ms(genotype):
-  choices = [c for cs in genotype.cells.values() for c in cs]
-  return 2 + sum(
-    (1 + c.src) * (2 * ('conv' in c.op) + ('5x5' in c.op)) for c in choices
-  )
-
-
-def _config(deploy, **overrides):
-  import runpy
-  import sys
-
-  sys.path.insert(0, str(tiny_runs.ROOT))
-  try:
-    get_config = runpy.run_path(str(tiny_runs.ROOT / CONFIG))['get_config']
-  finally:
-    sys.path.remove(str(tiny_runs.ROOT))
-  return get_config().to_dict() | {'deploy': {'darts': deploy}} | overrides
-
-
-@pytest.mark.parametrize('count', [0, 10])
-def test_op_entries_are_scaled_to_a_few_whole_networks(
-  table, tiny_predictor, tmp_path, count
-):
-  """As many as there are: without any, the sum is what the table says."""
-  deploy = tiny_runs.tiny('DEPLOY')
-  spec = spaces.make('darts', **deploy)
-  entries = common.sum_of_entries(table_lib.load(table), spec)
-  texts = [r['genotype'] for r in _read(tiny_predictor / 'predictions.csv')]
-  hots = [discretize.one_hot(spec, spaces.from_text('darts', t)) for t in texts]
-  sums = np.array([entries.of(h) for h in hots])
-  ratio = 1.3 if count else 1.0
-  overrides = {'table': str(table), 'space': 'darts'}
-  overrides['predict'] = _write(tmp_path / 'p.csv', texts)
-  if count:
-    overrides['measurements'] = _write(
-      tmp_path / 'm.csv', texts[:count], ratio * sums[:count]
-    )
-  config = ml_collections.ConfigDict(_config(deploy, **overrides))
-  job.run(config.lock(), str(tmp_path / 'w'))
-  rows = _read(tmp_path / 'w' / 'predictions.csv')
-  np.testing.assert_allclose(
-    [float(r['predicted_ms']) for r in rows], ratio * sums, rtol=1e-5
-  )
-  record = json.loads((tmp_path / 'w' / 'metrics.json').read_text())
-  assert record['rows'] == record['held_out_rows'] == count
-  assert record['device'] == 'toy'
-
-
-def test_other_spaces_are_measured_in_json(tiny_predictor):
-  """Order and text are those of the file, quotes and commas included."""
-  rows = _read(tiny_predictor / 'predictions.csv')
-  for row in rows:
-    want = _toy_ms(spaces.from_text('darts', row['genotype']))
-    assert float(row['predicted_ms']) == pytest.approx(want, rel=0.05)
-  assert len({r['genotype'] for r in rows}) == len(rows) > 30
-
-
-def test_a_search_follows_the_fitted_predictor(
-  nursery, command, tiny_predictor, tmp_path
-):
-  """Its latency is that of the predictor, which its workdir names."""
-  folder = tiny_predictor / 'predictor'
-  args = command(tmp_path / 's', **{'latency.predictor': folder})
-  result = nursery.run(*args)
-  assert result.code == 0, result.err
-  saved = predictor_files.load(folder)
-  record = json.loads((tmp_path / 's' / 'genotype.json').read_text())
-  genotype = spaces.from_text('darts', json.dumps(record))
-  predict = common.predictor_of(saved.spec, saved.fit.variables)
-  want = predict(discretize.one_hot(saved.spec, genotype))
-  assert record['deploy']['predicted_ms'] == pytest.approx(float(want))
-  assert record['deploy']['device'] == 'toy'
-  assert record['deploy']['latency_predictor_hash'] == saved.digest()
-  assert 'latency_table_hash' not in record['deploy']
-  hashes = json.loads((tmp_path / 's' / 'config.json').read_text())['hashes']
-  assert hashes['latency_predictor'] == saved.digest()
-  assert ', on toy:' in result.out
-
-
-def test_a_predictor_of_other_networks_is_refused(tiny_predictor, monkeypatch):
-  """What was measured is what is deployed, or nothing."""
-  folder = str(tiny_predictor / 'predictor')
-  make = common.load_latency({'predictor': folder, 'table': ''})
-  deploy = tiny_runs.tiny('DEPLOY')
-  assert make(spaces.make('darts', **deploy)).device == 'toy'
-  other = spaces.make('darts', **deploy | {'features': 8})
-  with pytest.raises(ValueError, match=r'latency.predictor .*space.deploy'):
-    make(other)
-
-
-@pytest.mark.parametrize('how', ['none', 'torn', 'card', 'swapped', 'format'])
-def test_a_damaged_predictor_is_refused(tiny_predictor, tmp_path, how):
-  folder = tmp_path / 'predictor'
-  shutil.copytree(tiny_predictor / 'predictor', folder)
-  card = json.loads((folder / 'card.json').read_text())
-  if how == 'none':
-    shutil.rmtree(folder)
-  elif how == 'torn':
-    (folder / 'card.json').write_text(json.dumps(card)[:50])
-  elif how == 'card':
-    del card['fit']
-    (folder / 'card.json').write_text(json.dumps(card))
-  elif how == 'format':
-    (folder / 'card.json').write_text(json.dumps(card | {'format': 2}))
-  else:
-    saved = predictor_files.load(folder)
-    variables = saved.fit.variables
-    variables['params']['fixed'] = variables['params']['fixed'] + 1
-    predictor_files.save(saved, folder)
-    (folder / 'card.json').write_text(json.dumps(card))
-  with pytest.raises(ValueError, match=r'predictor'):
-    predictor_files.load(folder)
