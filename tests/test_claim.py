@@ -3,13 +3,15 @@
 import json
 import math
 
+import benchmark_tools
 import pytest
 
-from benchmarks import claim
 from hwdarts_jax import spaces
 from hwdarts_jax.latency import table as table_lib
 from hwdarts_jax.spaces import discretize
 from hwdarts_jax.spaces.mobile import from_arch_string
+
+claim = benchmark_tools.load('claim')
 
 SETTINGS = {
   'num_stages': 1,

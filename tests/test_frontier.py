@@ -4,13 +4,16 @@ import json
 import math
 
 from absl import flags
+import benchmark_tools
 import numpy as np
 import pytest
 
-from benchmarks import frontier, frontier_judge, frontier_state
+from benchmarks import frontier_judge, frontier_state
 from hwdarts_jax import spaces
 from hwdarts_jax.latency import table as table_lib
 from hwdarts_jax.spaces import references
+
+frontier = benchmark_tools.load('frontier')
 
 CHOICES = {
   'features': 4,
@@ -51,23 +54,24 @@ def own(tmp_path, monkeypatch):
   tiny = references._Model(8, 'relu', (row,), (8, 0))
   monkeypatch.setitem(references.MODELS, 'tiny', tiny)
   write_table(tmp_path / 'toy.json')
-  flags.FLAGS(
-    [
-      'test',
-      '--step=judge',
-      f'--state={tmp_path / "state"}',
-      '--config=configs/host_cpu.py:space=mobile,runlocal',
-      '--references=tiny',
-      '--device=toy',
-      f'--table={tmp_path / "toy.json"}',
-      '--seeds=2',
-      '--trainings=2',
-      '--quantiles=0.6',
-      '--ahead=1',
-      *(f'--set={k}={v}' for k, v in SETTINGS.items()),
-    ]
-  )
-  return frontier.state()
+  with benchmark_tools.own_flags('frontier'):
+    flags.FLAGS(
+      [
+        'test',
+        '--step=judge',
+        f'--state={tmp_path / "state"}',
+        '--config=configs/host_cpu.py:space=mobile,runlocal',
+        '--references=tiny',
+        '--device=toy',
+        f'--table={tmp_path / "toy.json"}',
+        '--seeds=2',
+        '--trainings=2',
+        '--quantiles=0.6',
+        '--ahead=1',
+        *(f'--set={k}={v}' for k, v in SETTINGS.items()),
+      ]
+    )
+    yield frontier.state()
 
 
 def write_table(path):
