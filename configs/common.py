@@ -173,6 +173,7 @@ def search_config(
     mobile.set_up(config, device, parsed.dataset, small)
   config.export = export(parsed.runlocal)
   config.population = _population(parsed.runlocal)
+  config.shortlist = _shortlist(small, parsed.runlocal)
   config.evaluate = _evaluate()
   config.describe = describe()
   return config
@@ -361,4 +362,39 @@ def export(runlocal: bool) -> dict[str, Any]:
     'num_images': 32 if runlocal else 1000,  # test images, 0: all of them
     'runner': 'host',  # what measures the files; empty: nothing
     'rounds': 1 if runlocal else 5,
+  }
+
+
+def _shortlist(small: bool, runlocal: bool) -> dict[str, Any]:
+  """The section of the job `shortlist`: brief trainings of many networks.
+
+  How many candidates it takes is in benchmarks/NOTES.md.
+  """
+  return {
+    'search_workdir': '',  # of a finished search or population
+    'targets_ms': (),  # empty: those of the search
+    'size': 2 if runlocal else 4 if small else 16,  # of each target
+    'pool': '',  # pool.json of another shortlist, whose trainings are taken
+    'num_epochs': 1 if runlocal else 8 if small else 12,
+    'batch_size': 64 if small else 256,
+    'eval_batch_size': 256,
+    'steps_per_call': 1,
+    'members_per_program': 2 if runlocal else 4 if small else 8,
+    'evaluation': 'auto',
+    # Of the networks that are trained; 0: as in space.search, and of the data.
+    'num_cells': 0,
+    'features': 0,
+    'image_size': 0,
+    'warmup_epochs': 0.5,
+    # As NAS-Bench-201 was trained (Dong & Yang 2020, section 2.3), with clipped
+    # gradients and a warm-up.
+    'optimizer': {
+      'name': 'sgd',
+      'learning_rate': 0.1,
+      'momentum': 0.9,
+      'nesterov': True,
+      'weight_decay': 5e-4,
+      'schedule': 'cosine',
+      'clip_norm': 5.0,
+    },
   }

@@ -7,6 +7,7 @@ prints the command of the next one. By --config.job=NAME:
 
   search     (default) finds an architecture for a device
   pareto     one for each of many latency targets, in one run
+  shortlist  trains the best candidates of either briefly, and chooses
   retrain    trains what was found, and tests it
   export     turns a trained network into .tflite and .onnx files
   evaluate   looks up what NAS-Bench-201 knows of a found cell
@@ -92,6 +93,7 @@ JOBS = (
   'report',
   'retrain',
   'search',
+  'shortlist',
 )
 # Those that use the devices of many hosts.
 _MULTIHOST_JOBS = ('pareto', 'retrain', 'search')

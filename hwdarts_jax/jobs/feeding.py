@@ -95,6 +95,7 @@ def make_feed(
   batch_size: int,
   seed: int,
   mesh: jax.sharding.Mesh,
+  is_split: bool = True,
 ) -> Feed:
   """The batches of a training.
 
@@ -105,11 +106,14 @@ def make_feed(
     batch_size: B, over all devices.
     seed: of the order.
     mesh: devices.
+    is_split: whether a batch is split over them, or all have all of it.
 
   Raises:
     ValueError: the batch size does not fit.
   """
-  batched = sharding.batched(mesh, axis=1)
+  batched = (
+    sharding.batched(mesh, axis=1) if is_split else sharding.replicated(mesh)
+  )
   if isinstance(images, records.Records):
     return stream.Feed(images, batch_size, seed, augment, batched)
   return pipeline.Feed(

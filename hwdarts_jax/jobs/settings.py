@@ -19,7 +19,13 @@ from hwdarts_jax.bilevel import (
   regularizers,
   relax,
 )
-from hwdarts_jax.jobs import feeding, retrain_settings, rules, selection
+from hwdarts_jax.jobs import (
+  feeding,
+  retrain_settings,
+  rules,
+  selection,
+  shortlist_settings,
+)
 from hwdarts_jax.latency import budgets
 from hwdarts_jax.models import evaluations
 
@@ -48,6 +54,7 @@ _FIELDS: dict[str, dict[str, rules.Rule]] = {
     'search': rules.SECTION,
     'params_optimizer': rules.SECTION,
     'alphas_optimizer': rules.SECTION,
+    'shortlist': rules.SECTION,
     'retrain': rules.SECTION,
     'export': rules.SECTION,
     'evaluate': rules.SECTION,
@@ -163,7 +170,7 @@ _FIELDS: dict[str, dict[str, rules.Rule]] = {
   },
 }
 _FIELDS['describe'] = _DESCRIBE
-_FIELDS |= retrain_settings.FIELDS
+_FIELDS |= retrain_settings.FIELDS | shortlist_settings.FIELDS
 # Of networks without a choice: sections of `_FIELDS`, and fields beside them.
 _FIXED_SECTIONS = (
   'data',
@@ -206,7 +213,7 @@ _PREDICTOR_FIELDS: dict[str, dict[str, rules.Rule]] = {
   },
   'describe': _DESCRIBE,
 }
-_OPTIMIZERS = ('params_optimizer', 'alphas_optimizer')
+_OPTIMIZERS = ('params_optimizer', 'alphas_optimizer', 'shortlist.optimizer')
 
 
 def check(config: Mapping[str, Any]) -> None:

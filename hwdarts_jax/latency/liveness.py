@@ -73,7 +73,7 @@ def sums(
   that is fed by nothing leaves an image that does not depend on the input: all
   of these at a node are one term.
   """
-  shared = _shared(spec)
+  shared = without_params(spec)
   found = {}
   for cell in {
     c.group: c for c in spec.all_cells if c.group in one_hot
@@ -124,7 +124,7 @@ def _merged(
   Every result is stood for by a random number, which is the same for the same
   op without params on the same input, and different for all others.
   """
-  shared = _shared(spec)
+  shared = without_params(spec)
   rng = np.random.default_rng(0)
   result = {}
   for cell in {c.group: c for c in spec.all_cells if c.group in paid}.values():
@@ -159,7 +159,7 @@ def _merged(
   return result
 
 
-def _shared(spec: NetworkSpec) -> set[tuple[str | None, int, str]]:
+def without_params(spec: NetworkSpec) -> set[tuple[str | None, int, str]]:
   """Group, row and name of searched ops that have no params."""
   return {
     (site.group, site.row, op)

@@ -96,7 +96,7 @@ def project(
     least = float(excess[best])
   else:
     chosen, least = _Search(spec, logs, limits).run()
-  genotype = _genotype(spec, chosen)
+  genotype = to_genotype(spec, chosen)
   return Projection(genotype, least == 0, genotype != first, exact)
 
 
@@ -208,7 +208,7 @@ class _Search:
     return {g: p[0] for g, p in self._one_hot(row[None]).items()}
 
 
-def _genotype(spec: NetworkSpec, chosen: OneHot) -> Genotype:
+def to_genotype(spec: NetworkSpec, chosen: OneHot) -> Genotype:
   """The genotype of one-hot rows f[E, O]; rows of dropped edges are zero."""
   # Choices far below all others; an op that may not win stays below a dropped
   # edge's other ops.

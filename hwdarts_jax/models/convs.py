@@ -8,9 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from hwdarts_jax.models import op as op_lib
+from hwdarts_jax.models import patches
 
 
-def convolve(stage: op_lib.Stage, x: jax.Array, kernel: jax.Array) -> jax.Array:
+def convolve(
+  stage: op_lib.Stage, x: jax.Array, kernel: jax.Array, dense: str = 'conv'
+) -> jax.Array:
   """The convolution of a stage.
 
   A dilated kernel sees pixels of one phase (remainder of the position by the
@@ -22,13 +25,14 @@ def convolve(stage: op_lib.Stage, x: jax.Array, kernel: jax.Array) -> jax.Array:
     stage: says how to move over the image.
     x: f[B, H, W, C].
     kernel: f[K, K, C, D], of the type of `x`.
+    dense: see `op.Context`.
 
   Returns:
     f[B, H', W', D].
   """
   dilation = stage.dilation
   if dilation == 1 or any(p % dilation for pad in stage.padding for p in pad):
-    return _run(stage, x, kernel)
+    return _run(stage, x, kernel, dense)
   (top, bottom), (left, right) = stage.padding
   padding = (
     (top // dilation, bottom // dilation),
@@ -36,12 +40,11 @@ def convolve(stage: op_lib.Stage, x: jax.Array, kernel: jax.Array) -> jax.Array:
   )
   ordinary = stage._replace(stride=1, dilation=1, padding=padding)
   if stage.stride == dilation:  # the other phases are never read
-    return _run(ordinary, x[:, ::dilation, ::dilation], kernel)
+    return _run(ordinary, x[:, ::dilation, ::dilation], kernel, dense)
   if stage.stride > 1 or any(n % dilation for n in x.shape[1:3]):
-    return _run(stage, x, kernel)
-  return _join_phases(
-    _run(ordinary, _split_phases(x, dilation), kernel), dilation
-  )
+    return _run(stage, x, kernel, dense)
+  phases = _run(ordinary, _split_phases(x, dilation), kernel, dense)
+  return _join_phases(phases, dilation)
 
 
 def convolve_pair(
@@ -58,8 +61,8 @@ def convolve_pair(
   return _convolve_pair(functools.partial(convolve, stage), groups, x, kernel)
 
 
-def _run(stage, x, kernel):
-  return jax.lax.conv_general_dilated(
+def _run(stage, x, kernel, dense):
+  return patches.DENSE[dense](
     x,
     kernel,
     (stage.stride,) * 2,

@@ -196,7 +196,7 @@ class Fan:
     if self.mode.halves:
       y = convs.convolve_pair(stage, self.mode.groups // 2, x, kernel)
     else:
-      y = convs.convolve(stage, x, kernel)
+      y = convs.convolve(stage, x, kernel, self.context.dense)
     return checkpoint_name(y, CONV)
 
   def _by_itself(self, op: op_lib.Op, name: str, x, count: int):

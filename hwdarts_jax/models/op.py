@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hwdarts_jax.models import initializers
+from hwdarts_jax.models import initializers, patches
 
 EPSILON = 1e-5  # of all batch norms
 Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -43,6 +43,8 @@ class Context:
       float64 where this is.
     depthwise: 'conv' (grouped convolution) or 'shift' (sum of shifted
       products: the same numbers up to rounding, many times faster on CPU).
+    dense: of other convolutions, 'conv' or 'matmul' (of patches; the same
+      numbers up to rounding), which stays one call where params are batched.
     superkernels: whether candidates of an edge share weights where they can;
       see the module of that name.
   """
@@ -53,6 +55,7 @@ class Context:
   pool_bn: bool = False
   dtype: Any = jnp.float32
   depthwise: str = 'conv'
+  dense: str = 'conv'
   superkernels: bool = False
 
 
@@ -217,6 +220,7 @@ class Op(nn.Module):
       dtype=self.context.dtype,
       param_dtype=param_dtype(self.context.dtype),
       kernel_init=initializers.he_normal,
+      conv_general_dilated=patches.DENSE[self.context.dense],
     )
 
   def dense(self, features: int) -> nn.Dense:

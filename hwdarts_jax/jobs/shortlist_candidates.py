@@ -1,0 +1,166 @@
+"""Which architectures of a finished search deserve a training of their own.
+
+The candidates of a target are the most probable networks that meet its bounds.
+Where a space can be enumerated these are exactly the best; elsewhere they are
+the best of those drawn from the distribution, also flattened, and of their
+neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hwdarts_jax.jobs import bounds as bounds_lib
+from hwdarts_jax.latency import projection, sameness, sampling
+from hwdarts_jax.latency.corner import corners, is_enumerable
+from hwdarts_jax.spaces import discretize
+from hwdarts_jax.spaces.spec import Genotype, NetworkSpec
+
+Probs = Mapping[str, np.ndarray]
+_DRAWN = 2000  # architectures at each temperature
+_TEMPERATURES = (0.5, 1.0, 2.0, 4.0)
+_ROUNDS = 2  # of all changes of one choice of the best
+_LEAST = 1e-30
+
+
+class Target(NamedTuple):
+  """What a shortlist is made for.
+
+  Attributes:
+    bounds: that its candidates meet; none: all that connect input and output.
+    probs: distributions over ops f[E, O] of each group, by which they are
+      scored.
+  """
+
+  bounds: tuple[bounds_lib.Bound, ...]
+  probs: Probs
+
+
+class Candidate(NamedTuple):
+  """An architecture that is to be trained.
+
+  Attributes:
+    genotype: the most probable one that meets the bounds, of those that are the
+      same network.
+    key: of that network, see `sameness.keys`.
+    score: sum of the log probabilities of its ops.
+  """
+
+  genotype: Genotype
+  key: str
+  score: float
+
+
+def best(spec: NetworkSpec, target: Target, size: int) -> list[Candidate]:
+  """Up to `size` networks of the highest score that meet the bounds.
+
+  Args:
+    spec: the space; bounds are on a spec with the same groups.
+    target: what they are for.
+    size: how many, at most.
+  """
+  limits = [b.limit for b in target.bounds]
+  every = (
+    corners(spec)
+    if is_enumerable(spec)
+    else _sampled(spec, target.probs, limits, size)
+  )
+  allowed = projection.violation(spec, every, limits) == 0
+  scores = np.where(allowed, _scores(target.probs, every), -np.inf)
+  order = np.argsort(-scores, kind='stable')[: int(allowed.sum())]
+  found: dict[str, Candidate] = {}
+  for start in range(0, len(order), 4 * size):
+    some = order[start : start + 4 * size]
+    genotypes = [
+      projection.to_genotype(spec, {g: p[i] for g, p in every.items()})
+      for i in some
+    ]
+    keys = sameness.keys(spec, genotypes)
+    for i, genotype, key in zip(some, genotypes, keys, strict=True):
+      found.setdefault(key, Candidate(genotype, key, float(scores[i])))
+    if len(found) >= size:
+      break
+  return list(found.values())[:size]
+
+
+def union(shortlists: Sequence[Sequence[Candidate]]) -> dict[str, Genotype]:
+  """What to train: the first of all shortlists, then the second, and so on."""
+  found: dict[str, Genotype] = {}
+  for rank in range(max(map(len, shortlists))):
+    for candidates in shortlists:
+      if rank < len(candidates):
+        found.setdefault(candidates[rank].key, candidates[rank].genotype)
+  return found
+
+
+def _scores(probs: Probs, one_hot: Probs) -> np.ndarray:
+  """Sums f64[N] of the log probabilities of what architectures have."""
+  total: Any = sum(
+    np.einsum('neo,eo->n', one_hot[g], np.log(np.maximum(p, _LEAST)))
+    for g, p in probs.items()
+  )
+  return np.asarray(total, np.float64)
+
+
+def _sampled(
+  spec: NetworkSpec, probs: Probs, limits: Sequence[Any], size: int
+) -> dict[str, np.ndarray]:
+  """Architectures f[N, E, O] of a space that is too large to look at all."""
+  rng = np.random.default_rng(0)
+  blocks = sampling.blocks(spec)
+  values = [sampling.choices(spec, b) for b in blocks]
+  logs = {g: np.log(np.maximum(p, _LEAST)) for g, p in probs.items()}
+  nearest = projection.project(spec, probs, limits).genotype
+  rows = [_row(spec, nearest, blocks, values)]
+  for temperature in _TEMPERATURES:
+    flat = {g: _softmax(v / temperature) for g, v in logs.items()}
+    chances = [
+      sampling.chances(v, flat[b.group][list(b.rows)])
+      for b, v in zip(blocks, values, strict=True)
+    ]
+    drawn = [rng.choice(len(c), size=_DRAWN, p=c) for c in chances]
+    rows.append(np.stack(drawn, 1))
+  found = np.unique(np.concatenate(rows), axis=0)
+  for _ in range(_ROUNDS):
+    one_hot = _one_hot(spec, found, blocks, values)
+    allowed = projection.violation(spec, one_hot, limits) == 0
+    scores = np.where(allowed, _scores(probs, one_hot), -np.inf)
+    top = found[np.argsort(-scores, kind='stable')[:size]]
+    changed = [
+      np.insert(np.delete(top, i, 1), i, choice, 1)
+      for i, v in enumerate(values)
+      for choice in range(len(v))
+    ]
+    found = np.unique(np.concatenate([found, *changed]), axis=0)
+  return _one_hot(spec, found, blocks, values)
+
+
+def _row(spec: NetworkSpec, genotype: Genotype, blocks, values) -> np.ndarray:
+  """The choices i[1, B] of a genotype."""
+  one_hot = discretize.one_hot(spec, genotype)
+  picked = [
+    int((v == one_hot[b.group][list(b.rows)]).all((1, 2)).argmax())
+    for b, v in zip(blocks, values, strict=True)
+  ]
+  return np.array([picked])
+
+
+def _one_hot(
+  spec: NetworkSpec, rows: np.ndarray, blocks, values
+) -> dict[str, np.ndarray]:
+  """Choices i[N, B] as architectures f[N, E, O] of each group."""
+  found = {
+    name: np.zeros((len(rows), *group.shape), np.float32)
+    for name, group in spec.groups().items()
+  }
+  for i, (block, own) in enumerate(zip(blocks, values, strict=True)):
+    found[block.group][:, list(block.rows)] = own[rows[:, i]]
+  return found
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+  shifted = np.exp(logits - logits.max(-1, keepdims=True))
+  return shifted / shifted.sum(-1, keepdims=True)

@@ -1,0 +1,184 @@
+"""The job shortlist: what is trained, what is chosen, and what is survived."""
+
+import json
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+import tiny_runs
+
+from hwdarts_jax import spaces
+from hwdarts_jax.jobs import genotype_files
+from hwdarts_jax.spaces.spec import Genotype
+
+TARGETS = (3.5, 4.6)
+_SETTINGS = {
+  'job': 'shortlist',
+  'shortlist.size': 3,
+  'shortlist.targets_ms': TARGETS,
+  'shortlist.num_epochs': 1,
+  'shortlist.batch_size': 128,
+}
+
+
+@pytest.fixture(scope='module')
+def shortlist(command, finished):
+  """Arguments of a tiny run: (workdir, **overrides) -> list of flags."""
+  settings = _SETTINGS | {'shortlist.search_workdir': finished[0]}
+  return lambda workdir, **more: command(workdir, **(settings | more))
+
+
+@pytest.fixture(scope='module')
+def trained(nursery, shortlist, tmp_path_factory):
+  """Workdir and result of a tiny run that nothing disturbed."""
+  workdir = tmp_path_factory.mktemp('shortlist') / 'run'
+  result = nursery.run(*shortlist(workdir))
+  assert result.code == 0, result.err
+  return workdir, result
+
+
+def _record(workdir, name='shortlist.json'):
+  return json.loads((workdir / name).read_text())
+
+
+def test_each_target_gets_the_most_accurate_of_its_candidates(trained):
+  targets = _record(trained[0])['targets']
+  assert len(targets) == len(TARGETS)
+  for number, (limit, target) in enumerate(zip(TARGETS, targets, strict=True)):
+    candidates = target['candidates']
+    scores = [c['score'] for c in candidates]
+    assert scores == sorted(scores, reverse=True)
+    assert len({c['network'] for c in candidates}) == 3
+    assert all(c['predicted_ms'] <= limit for c in candidates)
+    (chosen,) = [c for c in candidates if c['is_chosen']]
+    best = max(c['val_accuracy'] for c in candidates)
+    assert chosen['val_accuracy'] == best
+    member = _record(trained[0], f'members/{number:02d}.json')
+    assert member['genotype'] == chosen['genotype']
+
+
+def test_what_was_chosen_can_be_trained_to_the_end(trained):
+  class Settings:
+    search_workdir = ''
+    genotype = str(trained[0] / 'members' / '01.json')
+
+  deploy = spaces.make('darts', **tiny_runs.tiny('DEPLOY'))
+  genotype, _ = genotype_files.read('retrain', Settings, deploy)
+  wanted = _record(trained[0], 'members/01.json')['genotype']
+  assert genotype == Genotype.from_dict(wanted)
+  assert f'--config.retrain.genotype={trained[0]}/members/00' in trained[1].out
+
+
+def test_networks_of_several_targets_are_trained_once(trained):
+  """The pool has each of them; the accuracies are not those of chance."""
+  targets = _record(trained[0])['targets']
+  networks = {c['network'] for t in targets for c in t['candidates']}
+  pool = _record(trained[0], 'pool.json')['accuracies']
+  assert set(pool) == networks
+  assert f'{len(networks)} networks, of which {len(networks)}' in trained[1].out
+  epochs = [
+    tiny_runs.rows(chunk)[-1]['train_loss']
+    for chunk in sorted((trained[0] / 'chunks').iterdir())
+  ]
+  assert len(epochs) == -(-len(networks) // 2)
+  assert np.isfinite(epochs).all()
+
+
+def test_a_killed_run_goes_on_to_the_same_choice(
+  nursery, shortlist, trained, tmp_path
+):
+  run = nursery.start(*shortlist(tmp_path / 'run'))
+  begun = time.monotonic()
+  while not (tmp_path / 'run' / 'pool.json').exists():  # the first chunk
+    assert not run.is_over() and time.monotonic() - begun < 200
+    time.sleep(0.01)
+  run.signal(signal.SIGKILL)
+  assert run.wait().code == -signal.SIGKILL
+  result = nursery.run(*shortlist(tmp_path / 'run'))
+  assert result.code == 0, result.err
+  for name in ('shortlist.json', 'pool.json', 'members/00.json'):
+    assert _record(tmp_path / 'run', name) == _record(trained[0], name)
+
+
+def test_what_another_shortlist_trained_is_taken(
+  nursery, shortlist, trained, tmp_path
+):
+  """Of another target nothing has to be trained, and nothing changes."""
+  result = nursery.run(
+    *shortlist(
+      tmp_path / 'run',
+      **{
+        'shortlist.targets_ms': TARGETS[1:],
+        'shortlist.pool': trained[0] / 'pool.json',
+      },
+    )
+  )
+  assert result.code == 0, result.err
+  assert '3 networks, of which 0 are to be trained' in result.out
+  record = _record(tmp_path / 'run')
+  assert record['targets'] == _record(trained[0])['targets'][1:]
+  chosen = _record(tmp_path / 'run', 'genotype.json')
+  assert (
+    chosen['genotype'] == _record(trained[0], 'members/01.json')['genotype']
+  )
+
+
+@pytest.mark.parametrize(
+  ('overrides', 'told'),
+  [
+    (
+      {'shortlist.targets_ms': (0.5,)},
+      'shortlist.targets_ms is 0.5, which no architecture meets',
+    ),
+    (
+      {'shortlist.num_epochs': 2},
+      "whose networks were trained with training = {'num_epochs': 1",
+    ),
+    ({'shortlist.search_workdir': ''}, 'name the workdir of a finished search'),
+    (
+      {'shortlist.members_per_program': 0},
+      'members_per_program is 0; it must be a whole number, at least 1',
+    ),
+    (
+      {'shortlist.evaluation': 'pmap'},
+      "shortlist.evaluation is 'pmap'; it must be one of",
+    ),
+    ({'shortlist.optimizer.name': 'sdg'}, "shortlist.optimizer.name is 'sdg'"),
+  ],
+)
+def test_what_cannot_be_is_said_before_anything_is_trained(
+  nursery, shortlist, trained, tmp_path, overrides, told
+):
+  pool = {'shortlist.pool': trained[0] / 'pool.json'}
+  result = nursery.run(*shortlist(tmp_path / 'run', **(pool | overrides)))
+  assert result.code == 2
+  assert told in ' '.join(result.err.split())
+  assert not (tmp_path / 'run' / 'chunks').exists()
+
+
+def test_a_search_that_is_not_finished_has_no_shortlist(
+  nursery, shortlist, finished, tmp_path
+):
+  half = shutil.copytree(finished[0], tmp_path / 'half')
+  (half / 'genotype.json').unlink()
+  result = nursery.run(
+    *shortlist(tmp_path / 'run', **{'shortlist.search_workdir': half})
+  )
+  assert result.code == 2
+  assert 'which is not finished' in ' '.join(result.err.split())
+
+
+def test_a_search_for_other_networks_is_refused(
+  nursery, shortlist, finished, tmp_path
+):
+  other = shutil.copytree(finished[0], tmp_path / 'other')
+  record = _record(other, 'genotype.json')
+  record['deploy']['spec_hash'] = '0123456789ab'
+  (other / 'genotype.json').write_text(json.dumps(record))
+  result = nursery.run(
+    *shortlist(tmp_path / 'run', **{'shortlist.search_workdir': other})
+  )
+  assert result.code == 2
+  assert 'give the config of that search' in ' '.join(result.err.split())
