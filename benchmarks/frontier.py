@@ -15,7 +15,8 @@ machines, if the folder of the state goes along:
 - `measure` reads the latency of all networks that there are, side by side.
 - `search` is one population (job `pareto`) for a device whose references were
   measured. Its targets bracket them: `--at` times the latency of each
-  reference, and between two of them their geometric mean; besides, for
+  reference, and between two of them their geometric mean (more, where the
+  members could not take equal turns); besides, for
   `benchmarks.claim` alone, `--quantiles` of the latencies that the space has,
   on a logarithmic scale. Each target has `--seeds` members; the one that the
   shared weights hold most accurate on the validation half is a network.
@@ -93,10 +94,12 @@ _JUDGED = 'judged.json'
 
 def state() -> State:
   """The comparison that the flags describe."""
+  packed_settings = ['data.resident=true'] if _PACKED.value else []
   return State(
     pathlib.Path(_STATE.value),
     _CONFIG.value,
-    dict(text.split('=', 1) for text in _SET.value),
+    # What is packed is not looked for where TFDS would have it.
+    dict(text.split('=', 1) for text in [*_SET.value, *packed_settings]),
     tuple(_REFERENCES.value),
   )
 
@@ -130,6 +133,7 @@ def search(own: State) -> None:
   config.job = 'pareto'
   config.latency.table = _TABLE.value
   front, between = targets(own, config)
+  front = filled(front, len(between), config.population.members_per_step)
   with config.unlocked():
     config.population.targets_ms = tuple(sorted({*front, *between.values()}))
     config.population.seeds = _SEEDS.value
@@ -162,6 +166,25 @@ def targets(own: State, config: Any) -> tuple[list[float], dict[str, float]]:
     # What is faster than the space can be has the fastest network it has.
     met = [1.02 * found.low, *met]
   return [*map(_round, met)], between
+
+
+def filled(front: list[float], others: int, per_step: int) -> list[float]:
+  """Targets, with others in the widest gaps until all members can take turns.
+
+  Args:
+    front: targets in ms, from the fastest on.
+    others: how many more there are.
+    per_step: members that take their turn at a time.
+  """
+  front = list(front)
+  while _SEEDS.value * (len(front) + others) % per_step:
+    if len(front) < 2:
+      front.append(_round(1.2 * front[-1]))
+      continue
+    gaps = [b / a for a, b in zip(front, front[1:], strict=False)]
+    at = gaps.index(max(gaps))
+    front.insert(at + 1, _round(math.sqrt(front[at] * front[at + 1])))
+  return front
 
 
 def _round(ms: float) -> float:

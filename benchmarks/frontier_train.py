@@ -52,6 +52,7 @@ class Programs:
     training: by the job.
     update: (state, taught_by, chunk) -> state, metrics.
     count: (variables, batch) -> i32[], right answers.
+    states: before the first step, by seed, on the host.
     steps: of a call of `update`.
     seconds: of each part of making them.
   """
@@ -60,6 +61,7 @@ class Programs:
   training: Training
   update: Callable[..., Any]
   count: Callable[..., Any]
+  states: dict[int, Any]
   steps: int
   seconds: dict[str, float]
 
@@ -129,7 +131,13 @@ def prepare(task: Task, ends: float = math.inf) -> Programs | None:
   clock.lap('trace_s')
   compiled = update.compile(), tested.compile()
   clock.lap('compile_s')
-  return Programs(task, training, *compiled, steps, clock.seconds)
+  with jax.default_device(jax.devices('cpu')[0]):
+    states = {
+      seed: retrain.init_state(_with_seed(training, seed))
+      for seed in task.seeds
+    }
+  clock.lap('init_s')
+  return Programs(task, training, *compiled, states, steps, clock.seconds)
 
 
 def train(programs: Programs, seed: int) -> dict[str, Any]:
@@ -140,11 +148,9 @@ def train(programs: Programs, seed: int) -> dict[str, Any]:
   """
   clock = _Clock()
   training = _with_seed(programs.training, seed)
-  with jax.default_device(jax.devices('cpu')[0]):  # op by op
-    state = retrain.init_state(training)
-  state = sharding.replicate(state, training.mesh)
+  state = sharding.replicate(programs.states.pop(seed), training.mesh)
   feed = retrain.make_feed(training)
-  clock.lap('init_s')
+  clock.lap('move_s')
   losses, metrics = [], []
   for step in range(0, training.schedule.num_steps, programs.steps):
     state, row = programs.update(state, None, feed(step, programs.steps))

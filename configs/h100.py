@@ -8,6 +8,13 @@ by --config.latency.table:
 
 python -m hwdarts_jax.harness --config=configs/h100.py --runner=jax_device \
   --dtype=bfloat16 --batch=64 --out=my_gpu.nasbench201.json
+
+`:space=mobile,dataset=cifar10` is the space of configs/host_cpu.py for images
+of 32 pixels; its table is h100_64.mobile_cifar10, 211 ops, measured by
+
+python -m hwdarts_jax.harness \
+  --config=configs/h100.py:space=mobile,dataset=cifar10 --runner=jax_device \
+  --dtype=bfloat16 --batch=64 --networks=24 --out=h100_64.mobile_cifar10.json
 """
 
 from configs import common

@@ -16,6 +16,15 @@ python -m hwdarts_jax.harness \
   --runner=host --dtype=float32 --out=host_cpu.mobile.json
 
 It trains by the recipe mobilenet_v3; README, "Mobile networks", has all steps.
+
+`:space=mobile,dataset=cifar10` is for images of 32 pixels, with blocks of dense
+convolutions among the choices; its table is host_cpu.mobile_cifar10, 211 ops:
+
+python -m hwdarts_jax.harness \
+  --config=configs/host_cpu.py:space=mobile,dataset=cifar10 \
+  --runner=host --dtype=float32 --out=host_cpu.mobile_cifar10.json
+
+It trains by the recipe short; with recipe=budget in 30 epochs instead of 90.
 """
 
 from configs import common

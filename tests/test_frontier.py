@@ -138,6 +138,13 @@ def test_published_networks_are_trained_as_found_ones_are(own):
   assert own.spec('tiny').input_shape == (8, 8, 1)
 
 
+def test_members_can_take_equal_turns(own):
+  """Two seeds: of 3 + 2 targets there are 10 members, which 4 divides not."""
+  assert frontier.filled([1.0, 2.0, 8.0], 2, 2) == [1.0, 2.0, 8.0]
+  assert frontier.filled([1.0, 2.0, 8.0], 2, 4) == [1.0, 2.0, 4.0, 8.0]
+  assert frontier.filled([1.0], 2, 4) == [1.0, 1.2]
+
+
 def _judge(ms, accuracies):
   judged = frontier_judge.judge(
     ['ref'], [n for n in ms if n != 'ref'], ms, accuracies
