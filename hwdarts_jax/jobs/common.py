@@ -175,6 +175,7 @@ class LatencyModel:
     card: JSON-able facts of the fit, held-out errors included.
     device: its name.
     source: what it was made from, and the hash of that, for reports.
+    variables: of the fitted predictor, which `predict` holds.
     held_out: networks that the fit has not seen, if it was made just now.
   """
 
@@ -182,6 +183,7 @@ class LatencyModel:
   card: dict[str, Any]
   device: str
   source: dict[str, str]
+  variables: Any = None
   held_out: predictor_lib.HeldOut | None = None
 
   def of(self, spec: NetworkSpec, genotype: Genotype) -> float:
@@ -282,7 +284,9 @@ def make_latency_model(
   fit = fit_networks(deploy, gates, measured, sum_of_entries(table, deploy))
   source = {'latency_table': name, 'latency_table_hash': table.table_hash()}
   model = predictor_of(deploy, fit.variables)
-  return LatencyModel(model, fit.card, table.device, source, fit.held_out)
+  return LatencyModel(
+    model, fit.card, table.device, source, fit.variables, fit.held_out
+  )
 
 
 def sum_of_entries(
@@ -343,6 +347,7 @@ def _of_saved(
     saved.fit.card,
     saved.device,
     source,
+    saved.fit.variables,
   )
 
 

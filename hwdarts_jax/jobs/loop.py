@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hwdarts_jax.jobs import feeding
-from hwdarts_jax.runtime import distributed
+from hwdarts_jax.runtime import distributed, programs
 from hwdarts_jax.runtime import metrics as metrics_lib
 from hwdarts_jax.runtime import workdir as workdir_lib
 from hwdarts_jax.runtime.checkpoints import Checkpoints
@@ -276,7 +276,12 @@ class StopSignal:
     signal.signal(signal.SIGTERM, self._old)
 
 
-def compile_together(message: str, jobs, deterministic: bool):
+def compile_together(
+  message: str,
+  jobs: Sequence[tuple[Any, tuple[Any, ...]]],
+  deterministic: bool,
+  facts: Sequence[Mapping[str, Any] | None] = (),
+) -> list[Any]:
   """Compiles several functions side by side, with a sign of life.
 
   Args:
@@ -284,6 +289,8 @@ def compile_together(message: str, jobs, deterministic: bool):
     jobs: pairs of a jitted function and its example arguments, the one that
       takes longest first.
     deterministic: whether a GPU must add numbers up in the same order always.
+    facts: of each function, what `programs.find_or_trace` finds it by; none for
+      functions that are traced at every start.
 
   Returns:
     The compiled functions.
@@ -298,10 +305,12 @@ def compile_together(message: str, jobs, deterministic: bool):
   ):
     # Tracing holds the interpreter lock, compiling does not: what is traced is
     # compiled while the next is traced, at last the largest.
-    futures = [
-      pool.submit(function.lower(*args).compile, compiler_options=options)
-      for function, args in reversed(jobs)
-    ]
+    futures = []
+    for i, (function, args) in reversed([*enumerate(jobs)]):
+      lowered = programs.find_or_trace(
+        function, args, facts[i] if facts else None
+      )
+      futures.append(pool.submit(lowered.compile, compiler_options=options))
     compiled = [future.result() for future in reversed(futures)]
   logging.info('%s: %.1f s', message, time.monotonic() - begun)
   return compiled

@@ -270,15 +270,18 @@ def _compile(
 
   def compile_step(problem):
     jobs = [(search.step(problem), (state, *chunks))]
+    facts = [search_problem.facts(search, problem, 'update')]
     users = []
     if not evaluate.compiled:
       jobs.append(evaluate.job(state))
+      facts.append(search_problem.facts(search, problem, 'evaluation'))
       users.append(evaluate.use)
     if diagnosis.is_measuring:
       jobs.append(diagnosis.job(problem, state))
+      facts.append(None)
       users.append(diagnosis.use)
     compiled, *others = loop_lib.compile_together(
-      'compiling the bilevel update', jobs, search.config.deterministic
+      'compiling the bilevel update', jobs, search.config.deterministic, facts
     )
     for use, other in zip(users, others, strict=True):
       use(other)

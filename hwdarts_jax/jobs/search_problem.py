@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ml_collections
 import numpy as np
 
@@ -10,8 +12,20 @@ from hwdarts_jax.bilevel import update as update_lib
 from hwdarts_jax.jobs import bounds as bounds_lib
 from hwdarts_jax.jobs import common
 from hwdarts_jax.jobs import settings as settings_lib
-from hwdarts_jax.models import evaluations
+from hwdarts_jax.models import evaluations, ops
+from hwdarts_jax.runtime import programs
 from hwdarts_jax.spaces import discretize
+
+# Sections of the config that no program of a search depends on.
+_OF_OTHERS = (
+  'describe',
+  'evaluate',
+  'export',
+  'population',
+  'retrain',
+  'seed',
+  'source',
+)
 
 
 def make(
@@ -72,3 +86,33 @@ def make(
     auxiliary_skip=settings.auxiliary_skip,
     warmup_gates=settings.warmup_gates,
   )
+
+
+def facts(search: Any, problem: update_lib.Problem, name: str) -> Any:
+  """What a program of a search depends on; see `programs.find_or_trace`.
+
+  Args:
+    search: a `search.Search`.
+    problem: what is optimized, as it was planned to fit into memory.
+    name: of the program.
+
+  Returns:
+    JSON-able facts; None if the source of an op is not known.
+  """
+  specs = search.specs
+  names = {op for site in specs.search.sites() for op in site.ops}
+  of_ops = programs.digest_of_modules(ops.module(op) for op in names)
+  if of_ops is None:
+    return None
+  config = search.config.to_dict()
+  return search.hashes() | {
+    'name': name,
+    'config': {k: v for k, v in config.items() if k not in _OF_OTHERS},
+    'ops': of_ops,
+    'network': repr(problem.network),
+    'batch_parts': problem.batch_parts,
+    'reference_ms': float(problem.reference_ms).hex(),
+    'latency': programs.digest_of_arrays(search.latency.variables),
+    'bounds': [[b.name, b.target, b.aim] for b in search.bounds],
+    'images': programs.digest_of_arrays([search.train.mean, search.train.std]),
+  }

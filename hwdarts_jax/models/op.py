@@ -306,6 +306,11 @@ def get(name: str) -> Callable[..., Op]:
   return OPS[name]
 
 
+def module(name: str) -> str:
+  """The name of the module that has the op."""
+  return _op_class(name).__module__
+
+
 def is_zero(name: str) -> bool:
   """Whether the op contributes nothing."""
   return _op_class(name).is_zero
@@ -351,7 +356,9 @@ class DepthwiseConv(nn.Module):
     if mask is not None:
       kernel = kernel * mask
     kernel, x = kernel.astype(self.dtype), x.astype(self.dtype)
-    evaluate = {'conv': self._grouped, 'shift': self._shifted}[self.method]
+    # Of fresh params only the shape counts: a convolution is traced soonest.
+    method = 'conv' if self.is_initializing() else self.method
+    evaluate = {'conv': self._grouped, 'shift': self._shifted}[method]
     return evaluate(x, kernel)
 
   def _grouped(self, x, kernel):
