@@ -128,8 +128,8 @@ def table(device: str, judged: Mapping[str, Any]) -> str:
   for n in judged['networks']:
     name = f'**{n["name"]}**' if n['is_reference'] else n['name']
     lines.append(
-      f'| {name} | {n["ms"]:.4g} | {n["accuracy"]:.2f} ± '
-      f'{n["half_width"]:.2f} | {n["seeds"]} |'
+      f'| {name} | {n["ms"]:.4g} | {n["accuracy"]:.2f}'
+      f'{_width(n["half_width"])} | {n["seeds"]} |'
     )
   lines += [
     '',
@@ -150,7 +150,12 @@ def table(device: str, judged: Mapping[str, Any]) -> str:
 
 
 def _points(found: Mapping[str, Any]) -> str:
-  return f'{found["accuracy_difference"]:+.2f} ± {found["half_width"]:.2f}'
+  return f'{found["accuracy_difference"]:+.2f}{_width(found["half_width"])}'
+
+
+def _width(half_width: float) -> str:
+  """Nothing where no training was repeated."""
+  return f' ± {half_width:.2f}' if math.isfinite(half_width) else ''
 
 
 def _yes(value: bool) -> str:
