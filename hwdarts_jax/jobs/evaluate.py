@@ -185,7 +185,11 @@ def _judged(
   rows = metrics_lib.read(path)
   key = f'gates/{nasbench201.GROUP}'
   if not rows or key not in rows[-1]:
-    raise ValueError(f'{path} has no metrics with {key}: search again.')
+    raise ValueError(
+      f'{path} has no metrics with {key}, by which a measured cell would be '
+      'chosen: search again; or, of a shortlist, judge by a device that has '
+      'all cells (--config.evaluate.device).'
+    )
   scores = oracle.log_probabilities(np.asarray(rows[-1][key]))
   within = _within(own)
   if not (within & oracle.candidates(device)).any():
