@@ -264,33 +264,59 @@ def describe_pairs(records: Sequence[Mapping[str, Any]]) -> str:
   return '\n'.join(lines)
 
 
+def _pairs_of(texts: Sequence[str]) -> dict[str, str]:
+  """Texts such as device=path, by device."""
+  return {device: path for device, _, path in (t.partition('=') for t in texts)}
+
+
 def spec_of(workdir: pathlib.Path) -> NetworkSpec:
   """The space whose latencies counted in a run."""
   front = json.loads((workdir / 'front.json').read_text())
   return spaces.make(front['space'], **front['deploy']['spec'])
 
 
-def main(argv: Sequence[str]) -> None:
-  """Prints both tables, writes the JSON.
+def spec_for(table: table_lib.LatencyTable) -> NetworkSpec:
+  """The space that a table was measured for."""
+  return spaces.make(table.space, **table.source['deploy'])
+
+
+def judge(
+  runs: Mapping[str, str], tables: Mapping[str, str]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+  """Records of `compare` and of `kernel_pairs`.
+
+  Args:
+    runs: workdirs of two populations by device, or none.
+    tables: names or paths of tables by device; without runs they say for which
+      space they are.
 
   Raises:
-    ValueError: runs are not finished, or not of one space.
+    ValueError: runs are not finished, or they or the tables not of one space.
   """
+  paths = {device: pathlib.Path(path) for device, path in runs.items()}
+  loaded = {device: table_lib.load(path) for device, path in tables.items()}
+  specs = {spec_of(path) for path in paths.values()}
+  if not runs:
+    specs = {spec_for(table) for table in loaded.values()}
+  if len(specs) != 1 or len(runs) not in (0, 2):
+    raise ValueError(
+      f'--runs are {dict(runs)} and --tables {dict(tables)}; runs must be two '
+      'populations of one space, or be left out and tables be of one space.'
+    )
+  records = []
+  if runs:
+    records = compare(
+      {device: by_place(path) for device, path in paths.items()}
+    )
+  return records, kernel_pairs(specs.pop(), loaded) if tables else []
+
+
+def main(argv: Sequence[str]) -> None:
+  """Prints both tables, or that of --tables alone; writes the JSON."""
   del argv
-  runs = {
-    device: pathlib.Path(path)
-    for device, _, path in (text.partition('=') for text in _RUNS.value)
-  }
-  specs = {device: spec_of(path) for device, path in runs.items()}
-  if len(set(specs.values())) != 1 or len(runs) != 2:
-    raise ValueError('--runs must be two populations, of one space.')
-  records = compare({device: by_place(path) for device, path in runs.items()})
-  print(describe(records) + '\n')
-  tables = {
-    device: table_lib.load(path)
-    for device, _, path in (text.partition('=') for text in _TABLES.value)
-  }
-  pairs = kernel_pairs(next(iter(specs.values())), tables) if tables else []
+  records, pairs = judge(_pairs_of(_RUNS.value), _pairs_of(_TABLES.value))
+  if records:
+    print(describe(records) + '\n')
   if pairs:
     print('Longer and more than with a kernel of 3x3, median of pairs:')
     print(describe_pairs(pairs))

@@ -119,3 +119,16 @@ def test_genotypes_of_members_are_of_the_space():
   spec = spaces.make('mobile', **SETTINGS)
   for text in (THIN, DENSE):
     discretize.discretize(spec, from_arch_string(text))
+
+
+def test_a_table_alone_tells_what_kernels_cost():
+  """The shipped table of a CPU: 7x7 costs far more time than MACs say."""
+  records, pairs = claim.judge({}, {'host_cpu': 'host_cpu.mobile_cifar10'})
+  large = [p for p in pairs if p['kernel'] == 7]
+  assert not records and len(large) == len(pairs) / 2
+  assert all(p['ms']['host_cpu'] > 2 * p['macs'] for p in large)
+
+
+def test_nothing_to_compare_is_refused():
+  with pytest.raises(ValueError, match='two populations'):
+    claim.judge({}, {})
