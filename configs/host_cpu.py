@@ -18,8 +18,8 @@ python -m hwdarts_jax.harness \
 It trains by the recipe mobilenet_v3; README, "Mobile networks", has all steps.
 
 `:space=mobile,dataset=cifar10` is for images of 32 pixels, with blocks of dense
-convolutions among the choices; its table, host_cpu.mobile_cifar10, is shipped. It
-was measured by
+convolutions among the choices; its table, host_cpu.mobile_cifar10, is shipped.
+It was measured by
 
 python -m hwdarts_jax.harness \
   --config=configs/host_cpu.py:space=mobile,dataset=cifar10 \

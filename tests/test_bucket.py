@@ -20,6 +20,7 @@ _URL = 'gs://bucket/runs'
 # Calls that reach files of this machine alone. What each may be used for:
 _ALLOWED = {
   ('main.py', 'pathlib.Path'): 'the cache of compiled programs',
+  ('runtime/programs.py', 'pathlib.Path'): 'the cache of traced programs',
   ('runtime/command.py', 'pathlib.Path'): 'the config file',
   ('runtime/distributed.py', 'open'): 'the null device',
   ('runtime/workdir.py', 'os.open'): 'fsync of a local folder',

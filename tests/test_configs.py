@@ -15,7 +15,7 @@ from hwdarts_jax.latency import table as table_lib
 CONFIGS = sorted(
   p.stem
   for p in (tiny_runs.ROOT / 'configs').glob('*.py')
-  if p.stem not in ('__init__', 'common', 'recipes')
+  if p.stem not in ('__init__', 'common', 'mobile', 'recipes')
 )
 
 

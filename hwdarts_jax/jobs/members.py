@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hwdarts_jax.jobs import feeding
+from hwdarts_jax.jobs import loop as loop_lib
 from hwdarts_jax.models import evaluations
 from hwdarts_jax.runtime import sharding
 from hwdarts_jax.spaces import discretize
@@ -61,6 +62,8 @@ def accuracies(
     filled = some + some[:1] * (_AT_ONCE - len(some))  # one program for all
     one_hot = [discretize.one_hot(search.specs.search, g) for g in filled]
     gates = jax.tree.map(lambda *g: np.stack(g), *one_hot)
-    right = sum(compiled(variables, batch, gates) for batch in shown)
-    found += np.asarray(right)[: len(some)].tolist()
+    right = loop_lib.sum_one_by_one(
+      compiled(variables, batch, gates) for batch in shown
+    )
+    found += right[: len(some)].tolist()
   return [count / (len(shown) * size) for count in found]

@@ -142,5 +142,5 @@ def _accuracy_of(search: Any, state: SearchState) -> Accuracy:
 def _accuracy(compiled, state, batches, size, gates) -> float:
   dtypes = {g: a.dtype for g, a in state.alphas.items()}
   given = {g: np.asarray(p, dtypes[g]) for g, p in gates.items()}
-  counts = [compiled(state, given, batch) for batch in batches()]
+  counts = [np.asarray(compiled(state, given, batch)) for batch in batches()]
   return sum(map(int, counts)) / (size * len(counts))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-import json
 from typing import Any
 
 from etils import epath
@@ -126,7 +125,7 @@ def _chosen(
 
 def of(path: epath.Path) -> str:
   """The summary of a finished shortlist, read from its workdir."""
-  content = json.loads((path / RESULT).read_text())
+  content = workdir_lib.read_json(path / RESULT)
   device, several = content['deploy']['device'], len(content['targets']) > 1
   lines = []
   for i, target in enumerate(content['targets']):
