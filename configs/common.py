@@ -386,15 +386,5 @@ def _shortlist(small: bool, runlocal: bool) -> dict[str, Any]:
     'features': 0,
     'image_size': 0,
     'warmup_epochs': 0.5,
-    # As NAS-Bench-201 was trained (Dong & Yang 2020, section 2.3), with clipped
-    # gradients and a warm-up.
-    'optimizer': {
-      'name': 'sgd',
-      'learning_rate': 0.1,
-      'momentum': 0.9,
-      'nesterov': True,
-      'weight_decay': 5e-4,
-      'schedule': 'cosine',
-      'clip_norm': 5.0,
-    },
+    'optimizer': dict(recipes.SGD),
   }

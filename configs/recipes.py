@@ -30,6 +30,17 @@ _COMMON: dict[str, Any] = {
   # computed from it.
   'images_per_second': 0.0,
 }
+# As NAS-Bench-201 was trained (Dong & Yang 2020, section 2.3), with clipped
+# gradients.
+SGD: dict[str, Any] = {
+  'name': 'sgd',
+  'learning_rate': 0.1,
+  'momentum': 0.9,
+  'nesterov': True,
+  'weight_decay': 5e-4,
+  'schedule': 'cosine',
+  'clip_norm': 5.0,
+}
 # TensorFlow's RMSProp, whose averages begin with ones.
 _RMSPROP = {
   'name': 'rmsprop',
@@ -49,15 +60,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     'batch_size': 64,
     'label_smoothing': 0.1,
     'ema_decay': 0.99,
-    'optimizer': {
-      'name': 'sgd',
-      'learning_rate': 0.1,
-      'momentum': 0.9,
-      'nesterov': True,
-      'weight_decay': 5e-4,
-      'schedule': 'cosine',
-      'clip_norm': 5.0,
-    },
+    'optimizer': dict(SGD),
   },
   # Liu et al. 2019, section 3.2, for CIFAR-10, without the auxiliary tower;
   # Nesterov's momentum and the average are ours.

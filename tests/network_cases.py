@@ -17,13 +17,6 @@ _SMALL = {
   'mobile': space_strategies.SMALL_MOBILE,
   'nasbench201': {'features': 2, 'num_cells': 1, 'image_size': 4},
 }
-_jit = functools.partial(
-  jax.jit,
-  compiler_options={
-    'xla_backend_optimization_level': 0,
-    'xla_llvm_disable_expensive_passes': True,
-  },
-)
 
 
 @functools.cache

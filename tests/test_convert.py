@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import op_cover
 import pytest
+from quick_jit import quick_jit
 import tflite_extra
 
 from hwdarts_jax import spaces
@@ -39,13 +40,6 @@ _SIZES = {
   'global_avg_pool': ((5, 5), (6, 6)),
 }
 _ALL_SIZES = ((5, 1), (6, 1), (5, 2), (6, 2))
-_jit = functools.partial(
-  jax.jit,
-  compiler_options={
-    'xla_backend_optimization_level': 0,
-    'xla_llvm_disable_expensive_passes': True,
-  },
-)
 
 every_op = pytest.mark.parametrize('name', op_cover.names())
 every_space = pytest.mark.parametrize('space', spaces.names())
@@ -86,7 +80,7 @@ def _references(name):
   functions = [convert.operation(site, name) for site in sites]
   images = [_images(3, site.in_shape) for site in sites]
   # One program, since each has its price.
-  results = _jit(
+  results = quick_jit(
     lambda *xs: tuple(f(x) for f, x in zip(functions, xs, strict=True))
   )(*images)
   return list(
@@ -231,7 +225,7 @@ def test_a_network_computes_what_it_computes_in_jax(space, size):
   spec = _spec(space, size, seed=size)
   function = convert.network(spec)
   images = _images(4, spec.input_shape)
-  want = np.asarray(_jit(function)(images))
+  want = np.asarray(quick_jit(function)(images))
 
   def converted(*target):
     target = Target(*target)
@@ -272,7 +266,7 @@ def test_a_jax_program_computes_what_it_was_made_from(space):
   spec = _spec(space, 8, seed=8)
   function = convert.network(spec)
   images = _images(2, spec.input_shape)
-  want = np.asarray(_jit(function)(images))
+  want = np.asarray(quick_jit(function)(images))
   for dtype, bound in (('float32', PARITY), ('bfloat16', 0.05)):
     target = Target('jax', dtype, batch=2)
     data = convert.convert(function, spec.input_shape, target, space).data

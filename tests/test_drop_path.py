@@ -4,9 +4,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from network_cases import _jit, _some_genotype, _supernet, _uniform
+from network_cases import _some_genotype, _supernet, _uniform
 import numpy as np
 import pytest
+from quick_jit import quick_jit
 
 from hwdarts_jax import spaces
 from hwdarts_jax.models import network, ops
@@ -45,7 +46,7 @@ def test_drop_path_at_rate_zero_is_the_same_network(rate):
   want = _run(net, variables, x, train=True)
   got = _run(net, variables, x, train=True, drop_path=rate)
   np.testing.assert_array_equal(got, want)
-  traced = _jit(
+  traced = quick_jit(
     lambda rate: _run(
       net, variables, x, jax.random.key(0), train=True, drop_path=rate
     )

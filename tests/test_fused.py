@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from quick_jit import quick_jit
 import space_strategies
 
 from hwdarts_jax import spaces
@@ -26,13 +27,6 @@ _SMALL = {
   'mobile': space_strategies.SMALL_MOBILE,
   'nasbench201': {'features': 2, 'num_cells': 2, 'image_size': 8},
 }
-_compile = functools.partial(
-  jax.jit,
-  compiler_options={
-    'xla_backend_optimization_level': 0,
-    'xla_llvm_disable_expensive_passes': True,
-  },
-)
 
 
 def _spec(name):
@@ -114,7 +108,7 @@ class Case:
   @functools.cached_property
   def reference(self):
     """What the plain network computes, for the first and second batch."""
-    run = _compile(functools.partial(self.losses, self.plain, train=True))
+    run = quick_jit(functools.partial(self.losses, self.plain, train=True))
     return [run(self.variables, image=image) for image in self.images]
 
   def unstacked(self, tree):
@@ -150,7 +144,7 @@ def _assert_same(want, got, case):
 @every_space
 def test_values_and_gradients_equal_those_of_the_plain_network(name):
   case = _case(name)
-  run = _compile(functools.partial(case.losses, case.fused, train=True))
+  run = quick_jit(functools.partial(case.losses, case.fused, train=True))
   _assert_same(case.reference[0], run(case.stacked, image=case.images[0]), case)
 
 
@@ -159,7 +153,7 @@ def test_running_statistics_normalize_as_in_the_plain_network(name):
   case = _case(name)
   gates = jax.tree.map(jax.nn.softmax, case.alphas)
   want, got = (
-    _compile(functools.partial(net.apply, train=False))(
+    quick_jit(functools.partial(net.apply, train=False))(
       variables, case.images[0], gates
     )
     for net, variables in (
@@ -184,7 +178,7 @@ def test_one_pass_over_two_batches_gives_each_level_its_own_gradient(name):
     )
     return _cross_entropy(first) + _cross_entropy(second), (first, stats)
 
-  (of_params, of_alphas), (logits, stats) = _compile(
+  (of_params, of_alphas), (logits, stats) = quick_jit(
     jax.grad(both, argnums=(0, 1), has_aux=True)
   )(case.stacked['params'], case.alphas)
   train, val = case.reference
@@ -210,8 +204,8 @@ def test_members_of_one_pass_are_as_if_each_were_alone(name, evaluation):
     )
     return sum(map(_cross_entropy, logits)), (logits, stats)
 
-  of_gates, (logits, stats) = _compile(jax.grad(loss, has_aux=True))(gates)
-  alone = _compile(functools.partial(_alone, case))
+  of_gates, (logits, stats) = quick_jit(jax.grad(loss, has_aux=True))(gates)
+  alone = quick_jit(functools.partial(_alone, case))
   wants = [
     alone(image, jax.tree.map(lambda g, i=i: g[i], gates))
     for i, image in enumerate(case.images)
@@ -246,7 +240,7 @@ def test_a_loop_over_cells_or_less_memory_changes_no_gradient(
   # The loop is left out where it is slow, on CPU.
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   net = dataclasses.replace(case.fused, **{setting: True})
-  run = _compile(functools.partial(case.losses, net, train=True))
+  run = quick_jit(functools.partial(case.losses, net, train=True))
   _assert_same(case.reference[0], run(case.stacked, image=case.images[0]), case)
 
 
@@ -259,7 +253,7 @@ def test_op_that_says_nothing_of_itself_is_evaluated_as_it_is():
   whole = dataclasses.replace(pool.edges[0], stride=8)
   pool = dataclasses.replace(pool, edges=(whole,), features=2)
   case = Case(dataclasses.replace(spec, cells=cells, head=(last, pool, dense)))
-  run = _compile(functools.partial(case.losses, case.fused, train=True))
+  run = quick_jit(functools.partial(case.losses, case.fused, train=True))
   _assert_same(case.reference[0], run(case.stacked, image=case.images[0]), case)
 
 

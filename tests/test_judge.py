@@ -1,27 +1,11 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+from predictor_cases import _gates, _spec, every_space
 import pytest
 
-from hwdarts_jax import spaces
 from hwdarts_jax.latency import judge, liveness, predictor, sampling, table
 from hwdarts_jax.spaces import discretize
-
-
-@functools.cache
-def _spec(name='nasbench201'):
-  return spaces.make(name)
-
-
-def _gates(spec, seed=0):
-  rng = np.random.default_rng(seed)
-  gates = {}
-  for name, group in spec.groups().items():
-    e = np.exp(rng.normal(size=group.shape))
-    gates[name] = (e / e.sum(1, keepdims=True)).astype(np.float32)
-  return gates
 
 
 def _additive_predict(spec, seed=0):
@@ -92,7 +76,7 @@ def test_in_a_space_too_large_to_enumerate_architectures_are_drawn():
   assert report['interior_error_percent'] > 10
 
 
-@pytest.mark.parametrize('name', spaces.names())
+@every_space
 def test_drawn_architectures_come_as_often_as_enumeration_says(name):
   spec = _spec(name)
   gates = _gates(spec)
@@ -107,7 +91,7 @@ def test_drawn_architectures_come_as_often_as_enumeration_says(name):
     np.testing.assert_allclose(got, want, atol=5 * 0.5 / np.sqrt(count))
 
 
-@pytest.mark.parametrize('name', spaces.names())
+@every_space
 def test_choices_of_the_blocks_are_the_architectures_of_the_space(name):
   """Any derived genotype is one choice of each block, and chances sum to 1."""
   spec = _spec(name)

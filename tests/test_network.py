@@ -6,16 +6,10 @@ import hypothesis
 from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
-from network_cases import (
-  _images,
-  _jit,
-  _SMALL,
-  _some_genotype,
-  _supernet,
-  _uniform,
-)
+from network_cases import _images, _SMALL, _some_genotype, _supernet, _uniform
 import numpy as np
 import pytest
+from quick_jit import quick_jit
 import space_strategies
 
 from hwdarts_jax import spaces
@@ -109,8 +103,8 @@ def test_compiled_one_hot_supernet_is_the_derived_network(name, train):
     return y[0] if train else y
 
   # Two programs: in one, the compiler might see what they share.
-  soft = _jit(functools.partial(logits, net))(variables, x, gates)
-  hard = _jit(functools.partial(logits, derived))(own, x, None)
+  soft = quick_jit(functools.partial(logits, net))(variables, x, gates)
+  hard = quick_jit(functools.partial(logits, derived))(own, x, None)
   np.testing.assert_allclose(soft, hard, rtol=1e-5, atol=1e-5)
 
 
@@ -213,7 +207,7 @@ def test_gradient_of_the_gates_is_that_of_finite_differences(name):
       )
       return jnp.sin(logits).sum()
 
-    loss_and_grad = _jit(jax.value_and_grad(loss))
+    loss_and_grad = quick_jit(jax.value_and_grad(loss))
     _, grads = loss_and_grad(gates)
     ahead, _ = loss_and_grad({g: p + step[g] for g, p in gates.items()})
     behind, _ = loss_and_grad({g: p - step[g] for g, p in gates.items()})

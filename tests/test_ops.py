@@ -7,6 +7,7 @@ from op_cases import _apply, _images, _init, _numpy_norm
 import op_cover
 from op_references import _numpy_depthwise, REFERENCES
 import pytest
+from quick_jit import quick_jit
 
 from hwdarts_jax import spaces
 from hwdarts_jax.models import mobile_ops, ops
@@ -21,14 +22,6 @@ _SIZES = {'bn_relu': ((5, 6, 1),), 'dense': ((1, 1, 1),)}
 _SIZES |= {'dense_relu': ((1, 1, 1),), 'dense_hswish': ((1, 1, 1),)}
 _SIZES['global_avg_pool'] = ((5, 5, 5), (6, 6, 6))
 _ALL_SIZES = ((5, 6, 1), (5, 6, 2))
-# Tests run their programs once: compile fast, not for speed.
-_jit = functools.partial(
-  jax.jit,
-  compiler_options={
-    'xla_backend_optimization_level': 0,
-    'xla_llvm_disable_expensive_passes': True,
-  },
-)
 
 
 def _make(name, stride=1, features=4, **settings):
@@ -51,7 +44,7 @@ def test_op_keeps_the_contract_of_shapes_types_and_gradients(name, dtype):
       y = _apply(op, {**variables, 'params': params}, x, train)
       return jnp.square(y.astype(jnp.float32)).sum(), y
 
-    @_jit
+    @quick_jit
     def both(params, x, loss=loss):
       grad = jax.grad(loss, (0, 1), has_aux=True)
       return grad(params, x, True), grad(params, x, False)
@@ -92,7 +85,7 @@ def test_op_has_the_second_derivative_that_hypergradients_need(name):
     def slope(point):
       return along(jax.grad(loss)(point))
 
-    slope_and_second = _jit(jax.value_and_grad(slope))
+    slope_and_second = quick_jit(jax.value_and_grad(slope))
     exact = along(slope_and_second(point)[1])
     ahead, behind = (
       slope_and_second(
@@ -122,7 +115,7 @@ def test_op_computes_what_its_paper_says(name):
     x = _images((2, height, width, 4)) - 1
     variables = _init(op, x)
     p = jax.tree.map(lambda v: np.asarray(v, np.float64), variables)
-    got = _jit(functools.partial(_apply, op, train=True))(variables, x)
+    got = quick_jit(functools.partial(_apply, op, train=True))(variables, x)
     want = REFERENCES[name](
       np.asarray(x, np.float64), p.get('params', {}), stride
     )
@@ -220,7 +213,9 @@ def test_shifted_depthwise_is_the_grouped_convolution(kernel, stride, dilation):
       y = module.apply(variables, x)
       return jnp.sin(y).sum(), y
 
-    results[method] = _jit(jax.grad(loss, (0, 1), has_aux=True))(variables, x)
+    results[method] = quick_jit(jax.grad(loss, (0, 1), has_aux=True))(
+      variables, x
+    )
   target = _numpy_depthwise(
     np.asarray(x, np.float64),
     np.asarray(variables['params']['kernel'], np.float64),
