@@ -142,6 +142,9 @@ def exported(spec, genotype):
     '+|nor_conv_3x3~0|nor_conv_3x3~1|skip_connect~2|',
     '|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|'
     '+|avg_pool_3x3~0|avg_pool_3x3~1|none~2|',
+    # One whose last node adds two images that others read as well.
+    '|nor_conv_1x1~0|+|nor_conv_1x1~0|avg_pool_3x3~1|'
+    '+|skip_connect~0|skip_connect~1|skip_connect~2|',
   ],
 )
 def test_memory_and_size_are_those_of_litert(text):

@@ -40,6 +40,19 @@ class _Row(NamedTuple):
   last: np.ndarray
 
 
+class _Over(NamedTuple):
+  """What a sum is written over: of its first two terms one that is free then.
+
+  Attributes:
+    row: i64[N], the first of them that nobody else reads, or `_NEVER`.
+    kept: i64[2, N], else, where neither is made for the sum alone: their rows.
+      Both are kept until the sum is there. `_NEVER` where there is none.
+  """
+
+  row: np.ndarray
+  kept: np.ndarray
+
+
 class _Cell(NamedTuple):
   """The images of a cell.
 
@@ -47,9 +60,7 @@ class _Cell(NamedTuple):
     rows: see `_Row`; the first ones are the sources of the cell.
     output: i64[N], the row that is its output, or `_NEVER` where the outputs
       are joined in an image of their own.
-    over: of some rows, i64[N]: the row whose memory it is written over, or
-      `_NEVER`. A sum is written over the first of its two terms that nobody
-      else reads.
+    over: of rows that are sums, see `_Over`.
     activated: of sources whose ReLU is an image of its own, its row; it is
       what later cells read.
     end: its last slot.
@@ -57,7 +68,7 @@ class _Cell(NamedTuple):
 
   rows: list[_Row]
   output: np.ndarray
-  over: dict[int, np.ndarray]
+  over: dict[int, _Over]
   activated: dict[int, int]
   end: int
 
@@ -91,7 +102,7 @@ def arena_bytes(
     for cell in cells.values()
     for column in (
       *(x for r in cell.rows for x in r[1:]),
-      *cell.over.values(),
+      *(x for o in cell.over.values() for x in (o.row, *o.kept)),
       cell.output,
     )
   ]
@@ -195,11 +206,12 @@ def _consumers(image: Image, count: int) -> np.ndarray:
 
 def _over(
   schedule: Schedule, node: int, numbers: dict[int, int], consumers: np.ndarray
-) -> np.ndarray:
-  """The row that the sum at a node is written over, i64[N]; see `_Cell`."""
+) -> _Over:
+  """What the sum at a node is written over."""
   count = consumers.shape[-1]
   found, terms = np.full(count, _NEVER), np.zeros(count, np.int64)
-  is_open = np.ones(count, bool)  # nothing was computed into the node yet
+  kept = np.full((2, count), _NEVER)
+  is_open = np.ones(count, bool)  # none of them can be written over yet
   for number, edge in enumerate(schedule.layout.edges):
     if edge.dst != node:
       continue
@@ -210,13 +222,15 @@ def _over(
     for target, chance in schedule.targets(number):
       row = _row_of(schedule, target, numbers, count)
       alone = np.take_along_axis(consumers, row[None], 0)[0] == 1
-      hit = (np.asarray(chance) > 0.5) & alone & is_open & (terms < 2)
-      found = np.where(hit, row, found)
-      is_open = is_open & ~hit
+      term = (np.asarray(chance) > 0.5) & is_open & (terms < 2)
+      found = np.where(term & alone, row, found)
+      is_open = is_open & ~(term & alone)
+      for place in range(2):
+        kept[place] = np.where(term & (terms == place), row, kept[place])
     computed = np.asarray(schedule.chance_of(number, 'computes')) * fed > 0.5
-    is_open = is_open & ~computed
+    is_open = is_open & ~(computed & (terms < 2))
     terms += brings
-  return found
+  return _Over(found, np.where(is_open, kept, _NEVER))
 
 
 def _places(
@@ -242,9 +256,11 @@ def _places(
         where[number] = len(places)
         places.append(_Place(image.size, base + first, base + last))
     for number, over in found.over.items():
-      target = int(over[architecture])
+      target = int(over.row[architecture])
       if number in where and target in where and number != target:
         _merge(places, where, number, target)
+      elif number in where:
+        _keep(places, where, number, over.kept[:, architecture])
     for number, row in found.activated.items():
       owner[sources[number]] = where[row]
     output = int(found.output[architecture])
@@ -268,6 +284,17 @@ def _merge(
   size = total.size if total.first <= term.last else 0
   places[where[number]] = _Place(size, total.first, term.last)
   where[number] = where[target]
+
+
+def _keep(
+  places: list[_Place], where: dict[int, int], number: int, terms: np.ndarray
+) -> None:
+  """Keeps the terms of a sum that is written over neither until it is there."""
+  first = places[where[number]].first
+  for row in map(int, terms):
+    if row in where:
+      term = places[where[row]]
+      places[where[row]] = term._replace(last=max(term.last, first))
 
 
 def _plan(places: list[_Place]) -> int:
