@@ -125,9 +125,18 @@ def drawn_rows(device: str, seed: int) -> np.ndarray:
   return np.sort(rng.choice(cells, _ROWS.value, replace=False))
 
 
-def predicted_ms(device: str, seed: int) -> np.ndarray:
-  """Latency of all cells by a predictor fitted to some, f64[15625]."""
-  spec, rows = nasbench201.make(), drawn_rows(device, seed)
+def predicted_ms(
+  device: str, seed: int, rows: np.ndarray | None = None
+) -> np.ndarray:
+  """Latency of all cells by a predictor fitted to some, f64[15625].
+
+  Args:
+    device: that measures.
+    seed: of the rows.
+    rows: cells that the predictor sees; None for all of `drawn_rows`.
+  """
+  spec = nasbench201.make()
+  rows = drawn_rows(device, seed) if rows is None else rows
   every = corners(spec)
   fit = predictor.fit(
     spec,

@@ -1,0 +1,111 @@
+"""Rounds of measuring and training, played with accuracies that are known."""
+
+from absl import flags
+import numpy as np
+import pytest
+
+from benchmarks import rounds, rounds_play
+from hwdarts_jax import oracle
+
+DEVICE = 'intel_ncs2'
+ROWS, IN_ALL = 60, 120
+
+
+@pytest.fixture(name='plan')
+def _plan(tmp_path):
+  """Predictions of one device that err by a tenth, to the file of the flag."""
+  rng = np.random.default_rng(0)
+  possible = oracle.candidates(DEVICE)
+  true = oracle.latencies(DEVICE)
+  off = np.exp(0.1 * rng.standard_normal(len(true)))
+  ms = np.where(possible, true, np.median(true[possible])) * off
+  path = tmp_path / 'plan.npz'
+  np.savez(
+    path,
+    **{
+      f'{DEVICE}/0/ms': ms,
+      f'{DEVICE}/0/rows': rng.choice(np.flatnonzero(possible), ROWS, False),
+      'in_all': IN_ALL,
+    },
+  )
+  # More might be measured in all rounds than is allowed.
+  flags.FLAGS(
+    [
+      'test',
+      f'--plan_file={path}',
+      '--quantiles=0.1,0.5,0.9',
+      '--first=24',
+      '--each=8',
+      '--rounds=5',
+      '--measured_at_once=5',
+    ]
+  )
+  yield
+  for name in ('plan_file', 'quantiles', 'first', 'each', 'rounds'):
+    flags.FLAGS[name].unparse()
+  flags.FLAGS['measured_at_once'].unparse()
+
+
+def _regrets(results):
+  found = {}
+  for record in rounds.judge(results):
+    found.setdefault(record['method'], []).append(record['regret'])
+  return list(found.values())
+
+
+def test_answers_were_measured_within_budgets_and_trained(plan):
+  results = rounds.simulate(0.4, 0)
+  (draw,) = rounds.load_draws()
+  for round_ in results['rounds']:
+    measured = round_['measured'][draw.name]
+    assert len(set(measured)) == len(measured) <= IN_ALL - ROWS
+    seen = draw.known.copy()
+    seen[measured] = True
+    for _, quantile, budget in rounds_play.cases([draw]):
+      cell = round_['answers'][f'{draw.name}/{quantile}']
+      assert seen[cell]
+      assert oracle.latencies(DEVICE)[cell] <= budget
+      known = rounds_play.space()
+      assert known.keys[known.network[cell]] in results['accuracy']
+
+
+def test_trainings_that_tell_the_truth_leave_little_regret(plan):
+  first, *_, last = _regrets(rounds.simulate(0.0, 0))
+  assert np.mean(last) < 0.15 < np.mean(first)
+
+
+def test_stopped_rounds_go_on_as_if_they_had_not_been(plan):
+  whole = rounds.simulate(0.4, 1)
+  flags.FLAGS.rounds = 2
+  part = rounds.simulate(0.4, 1)
+  assert len(part['rounds']) == 2
+  flags.FLAGS.rounds = 5
+
+  def train(todo):
+    for key in todo:
+      part['accuracy'][key] = whole['accuracy'][key]
+    return True
+
+  rounds.play(part, train)
+  assert part == whole
+
+
+def test_no_time_left_changes_nothing(plan):
+  whole = rounds.simulate(0.4, 1)
+  flags.FLAGS.rounds = 9
+  before = len(whole['rounds'])
+  rounds.play(whole, lambda todo: False)
+  assert len(whole['rounds']) == before
+
+
+def test_noise_is_smoothed_by_networks_alike():
+  known = rounds_play.space()
+  truth = oracle.accuracies('cifar10')[known.cell]
+  rng = np.random.default_rng(0)
+  good = np.flatnonzero(truth > 91)
+  some = rng.choice(good, 200, replace=False)
+  noisy = truth[some] + 0.8 * rng.standard_normal(len(some))
+  keys = [known.keys[i] for i in some]
+  values = rounds_play.surrogate(dict(zip(keys, noisy / 100, strict=True)))
+  error = np.std(values[some] - truth[some])
+  assert error < 0.7 * np.std(noisy - truth[some])
