@@ -234,8 +234,8 @@ def propose(
   for draw, _, budget in cases(draws):
     networks = np.unique(known.network[draw.within(budget)])
     order = networks[np.argsort(-values[networks], kind='stable')]
-    ranked = [known.keys[i] for i in order[:size]]
-    lists.append([key for key in ranked if key not in trained])
+    ranked = [k for k in map(known.keys.__getitem__, order) if k not in trained]
+    lists.append(ranked[:size])
   found: dict[str, None] = {}
   for rank in range(max(map(len, lists), default=0)):
     for ranked in lists:
