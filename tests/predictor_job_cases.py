@@ -6,6 +6,7 @@ import functools
 import numpy as np
 
 from hwdarts_jax import oracle, spaces
+from hwdarts_jax.jobs import common
 from hwdarts_jax.latency import measurements
 from hwdarts_jax.spaces import discretize, nasbench201
 
@@ -38,3 +39,13 @@ def _write(path, texts, ms=None):
 def _read(path):
   with path.open(newline='') as f:
     return list(csv.DictReader(f))
+
+
+def _assert_predicts(saved, rows, rtol):
+  """A saved predictor gives the figures of a file of predictions."""
+  predict = common.predictor_of(saved.spec, saved.fit.variables)
+  np.testing.assert_allclose(
+    predict(_one_hot([r['genotype'] for r in rows])),
+    [float(r['predicted_ms']) for r in rows],
+    rtol=rtol,
+  )

@@ -41,9 +41,7 @@ def exported(nursery, command, retrained, tmp_path_factory):
   """Workdir and result of an export of the tiny training, timed on the host."""
   workdir = tmp_path_factory.mktemp('exported') / 'export'
   overrides = {'job': 'export', 'export.retrain_workdir': retrained[0]}
-  result = nursery.run(*command(workdir, **overrides))
-  assert result.code == 0, result.err
-  return workdir, result
+  return nursery.finish(workdir, command(workdir, **overrides))
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from absl import flags
 import benchmark_tools
 import numpy as np
 import pytest
+import tiny_runs
 
 from benchmarks import frontier_judge, frontier_state
 from hwdarts_jax import spaces
-from hwdarts_jax.latency import table as table_lib
 from hwdarts_jax.spaces import references
 
 frontier = benchmark_tools.load('frontier')
@@ -53,7 +53,9 @@ def own(tmp_path, monkeypatch):
   row = references._Row(3, 1, 8, False, 'relu', 2)
   tiny = references._Model(8, 'relu', (row,), (8, 0))
   monkeypatch.setitem(references.MODELS, 'tiny', tiny)
-  write_table(tmp_path / 'toy.json')
+  tiny_runs.write_entries(  # dense convolutions are slow
+    tmp_path / 'toy.json', spaces.make('mobile', **DEPLOY), lambda i, _: 1.0 + i
+  )
   with benchmark_tools.own_flags('frontier'):
     flags.FLAGS(
       [
@@ -72,22 +74,6 @@ def own(tmp_path, monkeypatch):
       ]
     )
     yield frontier.state()
-
-
-def write_table(path):
-  """Dense convolutions are slow."""
-  spec = spaces.make('mobile', **DEPLOY)
-  entries = {
-    site.key(op): table_lib.Entry(1.0 + i, None, None, None)
-    for site in spec.sites()
-    for i, op in enumerate(site.ops)
-  }
-  table_lib.save(
-    table_lib.LatencyTable(
-      device='toy', kind='estimated', source={'what': 'toy'}, entries=entries
-    ),
-    path,
-  )
 
 
 def test_from_a_table_to_a_verdict(own, capsys):

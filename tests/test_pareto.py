@@ -32,9 +32,7 @@ def pareto(command):
 def finished(nursery, pareto, tmp_path_factory):
   """Workdir and result of a tiny run that nothing disturbed."""
   workdir = tmp_path_factory.mktemp('pareto') / 'run'
-  result = nursery.run(*pareto(workdir))
-  assert result.code == 0, result.err
-  return workdir, result
+  return nursery.finish(workdir, pareto(workdir))
 
 
 def _front(workdir):

@@ -3,11 +3,19 @@
 import json
 
 import numpy as np
-from predictor_job_cases import _cells, _one_hot, _read, _spec, _write, CONFIG
+from predictor_job_cases import (
+  _assert_predicts,
+  _cells,
+  _one_hot,
+  _read,
+  _spec,
+  _write,
+  CONFIG,
+)
 import pytest
 
 from hwdarts_jax import oracle
-from hwdarts_jax.jobs import common, predictor_files
+from hwdarts_jax.jobs import predictor_files
 from hwdarts_jax.latency import liveness, measurements
 
 _TARGET = 'jetson_nano_gpu_fp32'
@@ -62,13 +70,7 @@ def test_ten_measurements_and_other_devices_predict_the_rest(few):
 def test_a_few_shot_predictor_is_saved_like_any_other(few):
   """What the search will follow is what predictions.csv says."""
   saved = predictor_files.load(few[0] / 'predictor')
-  rows = _read(few[0] / 'predictions.csv')
-  predict = common.predictor_of(saved.spec, saved.fit.variables)
-  np.testing.assert_allclose(
-    predict(_one_hot([r['genotype'] for r in rows])),
-    [float(r['predicted_ms']) for r in rows],
-    rtol=1e-5,
-  )
+  _assert_predicts(saved, _read(few[0] / 'predictions.csv'), 1e-5)
 
 
 def test_suggestions_are_new_cells_with_a_path_to_be_filled_in(few):

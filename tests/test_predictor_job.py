@@ -5,13 +5,21 @@ import json
 import shutil
 
 import numpy as np
-from predictor_job_cases import _cells, _one_hot, _read, _spec, _write, CONFIG
+from predictor_job_cases import (
+  _assert_predicts,
+  _cells,
+  _one_hot,
+  _read,
+  _spec,
+  _write,
+  CONFIG,
+)
 import pytest
 import tiny_runs
 
 from hwdarts_jax import oracle
-from hwdarts_jax.jobs import common, predictor_files, settings
 from hwdarts_jax.jobs import predictor as job
+from hwdarts_jax.jobs import predictor_files, settings
 from hwdarts_jax.latency import liveness
 
 _COSTS = np.array([0.0, 0.2, 1.0, 3.0, 0.5])  # ms of the ops of a cell
@@ -115,13 +123,7 @@ def test_the_saved_predictor_says_what_was_written(fitted):
   record = json.loads((workdir / 'metrics.json').read_text())
   held_out = saved.fit.card['held_out']
   assert held_out.items() <= record['figures']['predictor'].items()
-  rows = _read(workdir / 'predictions.csv')
-  predict = common.predictor_of(saved.spec, saved.fit.variables)
-  np.testing.assert_allclose(
-    predict(_one_hot([r['genotype'] for r in rows])),
-    [float(r['predicted_ms']) for r in rows],
-    rtol=1e-6,
-  )
+  _assert_predicts(saved, _read(workdir / 'predictions.csv'), 1e-6)
 
 
 def _contents(folder):

@@ -10,6 +10,6 @@ def cut(spec):
   )
   last, pool, dense = spec.head
   last = dataclasses.replace(last, inputs=((0, cell.name),), features=2)
-  whole = dataclasses.replace(pool.edges[0], stride=8)
+  whole = dataclasses.replace(pool.edges[0], stride=spec.input_shape[0])
   pool = dataclasses.replace(pool, edges=(whole,), features=2)
   return dataclasses.replace(spec, cells=(cell,), head=(last, pool, dense))

@@ -8,6 +8,7 @@ own, and can be killed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import dataclasses
 import json
 import os
@@ -115,6 +116,14 @@ class Nursery:
     """`start` and `Run.wait`."""
     return self.start(*args, module=module, **env).wait()
 
+  def finish(
+    self, workdir: pathlib.Path, args: list[str]
+  ) -> tuple[pathlib.Path, Result]:
+    """A run that nothing disturbs: its workdir, and how it ended well."""
+    result = self.run(*args)
+    assert result.code == 0, result.err
+    return workdir, result
+
   def close(self) -> None:
     self._process.stdin.close()
     self._process.stdout.close()
@@ -167,14 +176,22 @@ def table(tmp_path_factory) -> pathlib.Path:
 def write_table(path: pathlib.Path, **settings: int) -> None:
   """Convolutions are slow, all else is quick; `settings` are of the spec."""
   from hwdarts_jax import spaces
-  from hwdarts_jax.latency import table as table_lib
 
   deploy = spaces.make('darts', **tiny('DEPLOY') | settings)
+  write_entries(
+    path, deploy, lambda i, op: 1.0 + 0.1 * i if 'conv' in op else 0.1
+  )
+
+
+def write_entries(
+  path: pathlib.Path, spec, ms: Callable[[int, str], float]
+) -> None:
+  """Writes a table of `ms(place, op)` of each op among those of its site."""
+  from hwdarts_jax.latency import table as table_lib
+
   entries = {
-    site.key(op): table_lib.Entry(
-      1.0 + 0.1 * i if 'conv' in op else 0.1, None, None, None
-    )
-    for site in deploy.sites()
+    site.key(op): table_lib.Entry(ms(i, op), None, None, None)
+    for site in spec.sites()
     for i, op in enumerate(site.ops)
   }
   table_lib.save(
@@ -213,9 +230,7 @@ def command(table):
 def finished(nursery, command, tmp_path_factory):
   """Workdir and result of a tiny search that nothing disturbed."""
   workdir = tmp_path_factory.mktemp('finished') / 'search'
-  result = nursery.run(*command(workdir))
-  assert result.code == 0, result.err
-  return workdir, result
+  return nursery.finish(workdir, command(workdir))
 
 
 @pytest.fixture(scope='session')
@@ -223,9 +238,7 @@ def retrained(nursery, command, finished, tmp_path_factory):
   """Workdir and result of the training of that search's genotype."""
   workdir = tmp_path_factory.mktemp('finished') / 'retrain'
   overrides = {'job': 'retrain', 'retrain.search_workdir': finished[0]}
-  result = nursery.run(*command(workdir, **overrides))
-  assert result.code == 0, result.err
-  return workdir, result
+  return nursery.finish(workdir, command(workdir, **overrides))
 
 
 def rows(workdir) -> list[dict]:

@@ -8,6 +8,7 @@ from typing import Any
 from etils import epath
 import ml_collections
 
+from hwdarts_jax.jobs import common
 from hwdarts_jax.runtime import workdir as workdir_lib
 from hwdarts_jax.spaces import discretize
 from hwdarts_jax.spaces.spec import Genotype, NetworkSpec
@@ -15,11 +16,32 @@ from hwdarts_jax.spaces.spec import Genotype, NetworkSpec
 GENOTYPE = 'genotype.json'
 
 
+def deploy_record(
+  settings: ml_collections.ConfigDict,
+  deploy: NetworkSpec,
+  latency: common.LatencyModel,
+) -> dict[str, Any]:
+  """What records of a job say of the deploy spec and its device.
+
+  Args:
+    settings: of the spec: the section `space.deploy`.
+    deploy: the spec.
+    latency: of the spec, on the device.
+  """
+  return {
+    'spec': settings.to_dict(),
+    'spec_hash': deploy.spec_hash(),
+    'device': latency.device,
+    **latency.source,
+    'predictor': latency.card,
+  }
+
+
 def latency_section(deploy: Mapping[str, Any]) -> dict[str, Any]:
   """The section `latency` of the config by which an architecture was found.
 
   Args:
-    deploy: of its record.
+    deploy: of its record; see `deploy_record`.
   """
   return {
     'table': deploy.get('latency_table', ''),

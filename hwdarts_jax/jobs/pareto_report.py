@@ -9,7 +9,7 @@ from etils import epath
 import numpy as np
 
 from hwdarts_jax import spaces
-from hwdarts_jax.jobs import common, summary
+from hwdarts_jax.jobs import common, genotype_files, summary
 from hwdarts_jax.latency import projection
 from hwdarts_jax.runtime import front_plot
 from hwdarts_jax.runtime import workdir as workdir_lib
@@ -60,13 +60,9 @@ def record(
   return {
     'space': deploy.space,
     'seed': config.seed,
-    'deploy': {
-      'spec': config.space.deploy.to_dict(),
-      'spec_hash': deploy.spec_hash(),
-      'device': latency.device,
-      **latency.source,
-      'predictor': latency.card,
-    },
+    'deploy': genotype_files.deploy_record(
+      config.space.deploy, deploy, latency
+    ),
     'search': {
       'spec': config.space.search.to_dict(),
       'spec_hash': search.specs.search.spec_hash(),

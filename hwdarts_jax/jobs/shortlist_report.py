@@ -44,13 +44,9 @@ def record(shortlist: Any, accuracies: Mapping[str, float]) -> dict[str, Any]:
   return {
     'space': deploy.space,
     'seed': config.seed,
-    'deploy': {
-      'spec': config.space.deploy.to_dict(),
-      'spec_hash': deploy.spec_hash(),
-      'device': latency.device,
-      **latency.source,
-      'predictor': latency.card,
-    },
+    'deploy': genotype_files.deploy_record(
+      config.space.deploy, deploy, latency
+    ),
     'trained': shortlist.pool.settings,
     'targets': [
       {'candidates': _candidates(shortlist, target, found, accuracies)}

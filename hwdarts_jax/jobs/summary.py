@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from hwdarts_jax import spaces
-from hwdarts_jax.jobs import bounds, common, diagnose
+from hwdarts_jax.jobs import bounds, common, diagnose, genotype_files
 from hwdarts_jax.latency import projection
 from hwdarts_jax.runtime import command
 from hwdarts_jax.runtime import workdir as workdir_lib
@@ -44,10 +44,7 @@ def search_record(
     'text': spaces.to_text(genotype),
     'seed': config.seed,
     'deploy': {
-      'spec': config.space.deploy.to_dict(),
-      'spec_hash': deploy.spec_hash(),
-      'device': latency.device,
-      **latency.source,
+      **genotype_files.deploy_record(config.space.deploy, deploy, latency),
       'predicted_ms': predicted_ms,
       'expected_ms_at_start': float(rows[0]['expected_ms']),
       'expected_ms_at_end': float(rows[-1]['expected_ms']),
@@ -55,7 +52,6 @@ def search_record(
       'random_ms': {
         f'p{q}': float(np.percentile(random_ms, q)) for q in (0, 5, 50, 95, 100)
       },
-      'predictor': latency.card,
       **common.costs(deploy, genotype),
       'bounds': bounds.record(search.bounds, found, rows),
     },
