@@ -74,51 +74,57 @@ def judge(
   """
   spread = pooled(accuracies)
   known = [n for n in (*references, *found) if n in ms and accuracies.get(n)]
-  mean = {n: float(np.mean(list(accuracies[n].values()))) for n in known}
-  count = {n: len(accuracies[n]) for n in known}
-  networks = [
-    {
+  networks = {
+    n: {
       'name': n,
       'is_reference': n in references,
       'ms': ms[n],
-      'accuracy': mean[n],
-      'half_width': spread.half_width(count[n]),
-      'seeds': count[n],
+      'accuracy': float(np.mean(list(accuracies[n].values()))),
+      'half_width': spread.half_width(len(accuracies[n])),
+      'seeds': len(accuracies[n]),
     }
     for n in sorted(known, key=lambda n: ms[n])
-  ]
-
-  def compared(reference: str, name: str | None) -> dict[str, Any] | None:
-    if name is None:
-      return None
-    difference = mean[name] - mean[reference]
-    width = spread.half_width(count[name], count[reference])
-    return {
-      'name': name,
-      'accuracy_difference': difference,
-      'half_width': width,
-      'speedup': ms[reference] / ms[name],
-      'is_more_accurate': difference > width,
-      'is_less_accurate': difference < -width,
-    }
-
-  verdicts = []
-  for r in (r for r in references if r in mean):
-    ours = [n for n in found if n in mean]
-    slower = [n for n in ours if ms[n] <= ms[r]]
-    better = [n for n in ours if mean[n] >= mean[r]]
-    verdicts.append(
-      {
-        'reference': r,
-        'at_its_latency': compared(r, max(slower, key=ms.get, default=None)),
-        'at_its_accuracy': compared(r, min(better, key=ms.get, default=None)),
-      }
-    )
+  }
+  ours = [networks[n] for n in found if n in networks]
   return {
     'seed_std': spread.std,
     'freedom': spread.freedom,
-    'networks': networks,
-    'verdicts': verdicts,
+    'networks': list(networks.values()),
+    'verdicts': [
+      _verdict(networks[r], ours, spread) for r in references if r in networks
+    ],
+  }
+
+
+def _verdict(
+  reference: Mapping[str, Any], ours: list[dict[str, Any]], spread: Pooled
+) -> dict[str, Any]:
+  """A reference, and what of ours is to be compared with it."""
+  fast = [n for n in ours if n['ms'] <= reference['ms']]
+  good = [n for n in ours if n['accuracy'] >= reference['accuracy']]
+  pairs = {
+    'at_its_latency': max(fast, key=lambda n: n['ms'], default=None),
+    'at_its_accuracy': min(good, key=lambda n: n['ms'], default=None),
+  }
+  return {'reference': reference['name']} | {
+    place: None if one is None else _compared(reference, one, spread)
+    for place, one in pairs.items()
+  }
+
+
+def _compared(
+  reference: Mapping[str, Any], found: Mapping[str, Any], spread: Pooled
+) -> dict[str, Any]:
+  """How a found network differs from a reference."""
+  difference = found['accuracy'] - reference['accuracy']
+  width = spread.half_width(found['seeds'], reference['seeds'])
+  return {
+    'name': found['name'],
+    'accuracy_difference': difference,
+    'half_width': width,
+    'speedup': reference['ms'] / found['ms'],
+    'is_more_accurate': difference > width,
+    'is_less_accurate': difference < -width,
   }
 
 

@@ -42,16 +42,7 @@ def run(
     runners.make(runner_text) as runner,
   ):
     description = runner.prepare()
-    target = convert.Target(runner.model_format, dtype, batch)
-    models = []
-    for name, spec in networks.items():
-      path = pathlib.Path(folder) / f'{name}.{runner.model_format}'
-      function = convert.network(spec)
-      made = convert.convert(function, spec.input_shape, target, name)
-      path.write_bytes(made.data)
-      jax.clear_caches()
-      shape = (batch, *spec.input_shape)
-      models.append(runners.Model(name, path, dtype, batch, shape))
+    models = _convert(networks, runner.model_format, dtype, batch, folder)
     outcome = measure.run(
       runner,
       models,
@@ -77,3 +68,24 @@ def run(
     },
     'failed': dict(outcome.failed),
   }
+
+
+def _convert(
+  networks: Mapping[str, NetworkSpec],
+  model_format: str,
+  dtype: str,
+  batch: int,
+  folder: str,
+) -> list[runners.Model]:
+  """Writes the files of all networks."""
+  target = convert.Target(model_format, dtype, batch)
+  models = []
+  for name, spec in networks.items():
+    path = pathlib.Path(folder) / f'{name}.{model_format}'
+    function = convert.network(spec)
+    made = convert.convert(function, spec.input_shape, target, name)
+    path.write_bytes(made.data)
+    jax.clear_caches()
+    shape = (batch, *spec.input_shape)
+    models.append(runners.Model(name, path, dtype, batch, shape))
+  return models
