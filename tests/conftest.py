@@ -6,7 +6,7 @@ import pathlib
 import hypothesis
 
 NUM_DEVICES = 8
-pytest_plugins = ['tiny_runs']
+pytest_plugins = ['tiny_runs', 'export_runs']
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('MPLBACKEND', 'agg')
@@ -48,3 +48,10 @@ def devices() -> list[jax.Device]:
   found = jax.devices()
   assert len(found) == NUM_DEVICES, found
   return found
+
+
+@pytest.fixture
+def x64():
+  """Everything in the test is float64."""
+  with jax.enable_x64(True):
+    yield

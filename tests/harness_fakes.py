@@ -100,6 +100,11 @@ def request(
   return session.Request(plan=planned, out=out, runner='fake', **settings)
 
 
+def partial(out: pathlib.Path) -> pathlib.Path:
+  """Where a table is kept until it is whole."""
+  return out.with_name(out.name + '.partial')
+
+
 def additive_table_ms(spec, one_hot, table) -> np.ndarray:
   """Sums of entries of NAS-Bench-201: live ops, merged, and sums of edges."""
   from hwdarts_jax.latency import cost, liveness, predictor

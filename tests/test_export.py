@@ -1,13 +1,11 @@
 """What the job export writes, and what stops it."""
 
-import functools
 import hashlib
 import json
 import shutil
 
 from flax import traverse_util
 import jax
-import ml_collections
 import numpy as np
 import pytest
 import tflite_extra
@@ -15,7 +13,7 @@ import tiny_runs
 
 from hwdarts_jax import spaces
 from hwdarts_jax.data import sources
-from hwdarts_jax.harness import convert, execute, runners
+from hwdarts_jax.harness import execute, runners
 from hwdarts_jax.jobs import export
 from hwdarts_jax.latency import table as table_lib
 from hwdarts_jax.models import network as network_lib
@@ -42,25 +40,6 @@ def exported(nursery, command, retrained, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('exported') / 'export'
   overrides = {'job': 'export', 'export.retrain_workdir': retrained[0]}
   return nursery.finish(workdir, command(workdir, **overrides))
-
-
-@pytest.fixture
-def configure(table, retrained, monkeypatch):
-  """Makes the config of a tiny export, by dotted names."""
-  monkeypatch.chdir(tiny_runs.ROOT)
-
-  def make(overrides=()):
-    config = tiny_runs.tiny('get_config')()
-    config.update({'job': 'export', 'num_devices': 1})
-    config.latency.table = str(table)
-    config.export.retrain_workdir = str(retrained[0])
-    plain = config.to_dict()
-    for name, value in dict(overrides).items():
-      *sections, field = name.split('.')
-      functools.reduce(dict.__getitem__, sections, plain)[field] = value
-    return ml_collections.ConfigDict(plain).lock()
-
-  return make
 
 
 def _trained_logits(retrained, images):
@@ -163,10 +142,12 @@ def test_the_summary_has_the_figures_of_the_record(exported):
   assert f'{record["predicted"]["ms"]["deploy"]:.2f}' in line
 
 
-def test_a_finished_export_is_not_overwritten(exported, configure, capsys):
+def test_a_finished_export_is_not_overwritten(
+  exported, configure_export, capsys
+):
   """The same command says so, and shows the summary again."""
   before = {p.name: p.read_bytes() for p in exported[0].iterdir()}
-  config = configure({'num_devices': 0})
+  config = configure_export({'num_devices': 0})
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(export.retrain_job.sharding, 'make_mesh', _one_device)
     export.run(config, str(exported[0]))
@@ -225,10 +206,12 @@ def device(monkeypatch):
   return use
 
 
-def test_a_device_that_fails_costs_no_file(configure, device, tmp_path, capsys):
+def test_a_device_that_fails_costs_no_file(
+  configure_export, device, tmp_path, capsys
+):
   """Files are kept and checked; the same command measures what is left."""
   workdir = tmp_path / 'run'
-  config = configure({'export.rounds': 3})
+  config = configure_export({'export.rounds': 3})
   for error in ('prepare', 4):
     device(device_error=error)
     with pytest.raises(ValueError, match='All files are kept in .*run') as e:
@@ -251,33 +234,37 @@ def test_a_device_that_fails_costs_no_file(configure, device, tmp_path, capsys):
   assert 'chip, toy runtime 1' in capsys.readouterr().out
   # On another device the same files are timed.
   runner = device()
-  export.run(configure({'export.runner': 'adb'}), str(workdir))
+  export.run(configure_export({'export.runner': 'adb'}), str(workdir))
   assert set(_record(workdir)['measured']) == {'host', 'adb'}
   assert len(runner.seen) == 6
 
 
-def test_a_model_that_a_device_refuses_is_named(configure, device, tmp_path):
+def test_a_model_that_a_device_refuses_is_named(
+  configure_export, device, tmp_path
+):
   """The others are measured, and the exit code is that of an error."""
   device(model_error='int8')
   with pytest.raises(ValueError, match='trained/int8 was refused'):
-    export.run(configure(), str(tmp_path / 'run'))
+    export.run(configure_export(), str(tmp_path / 'run'))
   networks = _record(tmp_path / 'run')['measured']['host']['networks']
   assert networks['deploy']['float16']['ms'] > 0
   assert networks['deploy']['int8']['ms'] is None
   assert 'refused' in networks['deploy']['int8']['failed']
   # A delegate that was busy may not be the next time.
   device()
-  export.run(configure(), str(tmp_path / 'run'))
+  export.run(configure_export(), str(tmp_path / 'run'))
   networks = _record(tmp_path / 'run')['measured']['host']['networks']
   assert networks['deploy']['int8']['ms'] > 0
 
 
 def test_a_runner_is_given_no_type_that_it_does_not_measure(
-  configure, device, tmp_path
+  configure_export, device, tmp_path
 ):
   runner = device()
   runner.model_format, runner.dtypes = 'onnx', ('float16',)
-  export.run(configure({'export.runner': 'stick'}), str(tmp_path / 'run'))
+  export.run(
+    configure_export({'export.runner': 'stick'}), str(tmp_path / 'run')
+  )
   found = _record(tmp_path / 'run')['measured']['stick']['networks']
   assert [set(x) for x in found.values()] == [{'float16'}] * 2
 
@@ -287,12 +274,14 @@ def test_a_runner_is_given_no_type_that_it_does_not_measure(
   [('onnx', {'float32', 'float16'}), ('jax', {'float32', 'bfloat16'})],
 )
 def test_a_runner_is_given_files_of_its_format(
-  configure, device, tmp_path, model_format, dtypes
+  configure_export, device, tmp_path, model_format, dtypes
 ):
   """Both networks, in the types that its runtimes know."""
   runner = device()
   runner.model_format = model_format
-  export.run(configure({'export.runner': 'board'}), str(tmp_path / 'run'))
+  export.run(
+    configure_export({'export.runner': 'board'}), str(tmp_path / 'run')
+  )
   found = _record(tmp_path / 'run')['measured']['board']['networks']
   assert {name: set(x) for name, x in found.items()} == {
     'trained': dtypes,
@@ -309,11 +298,11 @@ def test_a_runner_is_given_files_of_its_format(
 
 
 def test_files_that_were_changed_are_not_measured(
-  exported, configure, device, tmp_path
+  exported, configure_export, device, tmp_path
 ):
   """A latency belongs to the file that was checked."""
   workdir = tmp_path / 'run'
-  config = configure({'export.runner': ''})
+  config = configure_export({'export.runner': ''})
   export.run(config, str(workdir))
   assert _record(workdir)['measured'] == {}
   shutil.copy(
@@ -321,84 +310,4 @@ def test_files_that_were_changed_are_not_measured(
   )
   device()
   with pytest.raises(ValueError, match='network_float16.tflite was changed'):
-    export.run(configure({'export.runner': 'host'}), str(workdir))
-
-
-def test_a_file_that_computes_something_else_is_refused(
-  configure, monkeypatch, tmp_path
-):
-  """It is named, and the export is not finished."""
-  network = convert.network
-
-  def other(spec, variables=None):
-    if variables is not None:
-      variables = jax.tree.map(lambda v: v * 1.001, variables)
-    return network(spec, variables)
-
-  monkeypatch.setattr(convert, 'network', other)
-  with pytest.raises(ValueError, match='float32.tflite computes something'):
-    export.run(configure(), str(tmp_path / 'run'))
-  assert not (tmp_path / 'run' / 'export.json').exists()
-
-
-@pytest.mark.parametrize(
-  ('overrides', 'words'),
-  [
-    ({'export.retrain_workdir': ''}, ['--config.export.retrain_workdir']),
-    ({'export.retrain_workdir': 'no/where'}, ['no/where', 'no folder']),
-    ({'export.retrain_workdir': 'search'}, ['no retrain.json', 'its end']),
-    ({'export.retrain_workdir': 'torn'}, ['retrain.json', 'not JSON']),
-    ({'export.retrain_workdir': 'empty'}, ['retrain.json', "'trained'"]),
-    ({'export.retrain_workdir': 'early'}, ['last step 176', 'step 132']),
-    ({'export.retrain_workdir': 'bare'}, ['last step 176', 'none']),
-    ({'space.deploy.num_cells': 2}, ['space.deploy.num_cells is 2', 'with 1']),
-    ({'space.name': 'nasbench201'}, ['space.name', 'nasbench201', 'darts']),
-    ({'space.search.features': 6}, ['space.search.features is 6', '2']),
-    ({'data.name': 'mnist'}, ['data.name', 'mnist', 'digits']),
-    ({'export.runner': 'hots'}, ['export.runner', 'hots', 'host']),
-    ({'export.runner': 'host:speed=1'}, ['speed', 'threads']),
-    ({'export.num_samples': 0}, ['export.num_samples', 'at least 1']),
-    ({'export.rounds': 0}, ['export.rounds', 'at least 1']),
-  ],
-)
-def test_an_export_that_cannot_be_is_one_message(
-  configure, finished, retrained, tmp_path, overrides, words
-):
-  """It names the field or the file, and makes no workdir."""
-  name = overrides.get('export.retrain_workdir')
-  folder = tmp_path / 'training'
-  if name == 'search':
-    folder = finished[0]
-  elif name in _DAMAGE:
-    shutil.copytree(retrained[0], folder)
-    _DAMAGE[name](folder)
-  if name == 'search' or name in _DAMAGE:
-    overrides = overrides | {'export.retrain_workdir': str(folder)}
-  with pytest.raises(ValueError) as error:
-    export.run(configure(overrides), str(tmp_path / 'run'))
-  assert not (tmp_path / 'run').exists()
-  message = str(error.value)
-  assert all(w in message for w in words), message
-
-
-_DAMAGE = {
-  'torn': lambda folder: (folder / 'retrain.json').write_text('{"trained'),
-  'empty': lambda folder: (folder / 'retrain.json').write_text('{}'),
-  'early': lambda folder: shutil.rmtree(folder / 'checkpoints' / '176'),
-  'bare': lambda folder: shutil.rmtree(folder / 'checkpoints'),
-}
-
-
-def test_a_missing_package_is_found_before_anything_is_read(
-  configure, monkeypatch, tmp_path
-):
-  """The message says which extra has it."""
-  find_spec = convert.importlib.util.find_spec
-  monkeypatch.setattr(
-    convert.importlib.util,
-    'find_spec',
-    lambda name: None if name == 'onnxruntime' else find_spec(name),
-  )
-  config = configure({'export.retrain_workdir': 'no/where'})
-  with pytest.raises(ValueError, match=r'onnxruntime.*hwdarts_jax\[tflite\]'):
-    export.run(config, str(tmp_path / 'run'))
+    export.run(configure_export({'export.runner': 'host'}), str(workdir))

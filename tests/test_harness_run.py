@@ -1,11 +1,6 @@
 """From a plan to a table, on a made-up device: protocol, faults, resuming."""
 
 import collections
-import errno
-import json
-import os
-import resource
-import signal
 
 import harness_fakes as fakes
 import numpy as np
@@ -34,10 +29,6 @@ def device(monkeypatch):
 @pytest.fixture
 def out(tmp_path):
   return tmp_path / 'paper.nasbench201.json'
-
-
-def _partial(out):
-  return out.with_name(out.name + '.partial')
 
 
 def _values(table):
@@ -71,7 +62,7 @@ def test_the_table_says_what_the_device_needs_and_how_that_was_found(
   assert table.source['deploy'] == fakes.SETTINGS
   assert table.source['protocol']['min_runs'] == 60
   assert 'made up' in table.source['statistic']
-  assert not _partial(out).exists()
+  assert not fakes.partial(out).exists()
   assert device.closed == 1
 
 
@@ -192,7 +183,7 @@ def test_killed_while_it_writes_the_last_line_is_read_again(device, out):
   device.breaks_after = 30
   with pytest.raises(DeviceError):
     session.run(fakes.request(out))
-  path = _partial(out) / 'readings.jsonl'
+  path = fakes.partial(out) / 'readings.jsonl'
   before = path.read_bytes()
   path.write_bytes(before[:-7])  # the line was cut off
   device.breaks_after = 10**9
@@ -207,7 +198,7 @@ def test_a_damaged_journal_names_the_line(device, out):
   device.breaks_after = 30
   with pytest.raises(DeviceError):
     session.run(fakes.request(out))
-  path = _partial(out) / 'readings.jsonl'
+  path = fakes.partial(out) / 'readings.jsonl'
   lines = path.read_text().splitlines()
   path.write_text('\n'.join([*lines[:4], '{"model', *lines[5:]]) + '\n')
   with pytest.raises(UserError, match=r'line 5 of .*readings\.jsonl.*damaged'):
@@ -230,14 +221,14 @@ def test_a_run_with_other_settings_does_not_go_on_with_these(
   device.breaks_after = 5
   with pytest.raises(DeviceError):
     session.run(fakes.request(out))
-  journaled = (_partial(out) / 'readings.jsonl').read_bytes()
+  journaled = (fakes.partial(out) / 'readings.jsonl').read_bytes()
   with pytest.raises(UserError) as e:
     session.run(fakes.request(out, **change))
   assert words in str(e.value)
-  for way_out in (f'Remove {_partial(out)}', '--out', 'original settings'):
+  for way_out in (f'Remove {fakes.partial(out)}', '--out', 'original settings'):
     assert way_out in str(e.value)
   assert '--workdir' not in str(e.value)
-  assert (_partial(out) / 'readings.jsonl').read_bytes() == journaled
+  assert (fakes.partial(out) / 'readings.jsonl').read_bytes() == journaled
 
 
 def test_another_device_does_not_go_on_either(device, out):
@@ -357,77 +348,3 @@ def test_an_op_without_a_form_is_named_and_the_rest_stays_converted(
   monkeypatch.setattr(convert, 'convert', working)
   session.run(fakes.request(out))
   assert len(converted) == before  # none of them twice
-
-
-class _FullDisk:
-  """From the nth call on there is no space."""
-
-  def __init__(self, after):
-    self.left = after
-    self.fsync = os.fsync
-
-  def __call__(self, fd):
-    self.left -= 1
-    if self.left < 0:
-      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    self.fsync(fd)
-
-
-@pytest.mark.parametrize('after', [1, 30, 100])
-def test_a_full_disk_is_one_sentence_and_loses_nothing(
-  device, out, monkeypatch, after
-):
-  with monkeypatch.context() as patch:
-    patch.setattr(os, 'fsync', _FullDisk(after))
-    with pytest.raises(UserError, match='No space left') as e:
-      session.run(fakes.request(out))
-  assert 'Traceback' not in str(e.value)
-  assert not out.exists()
-  taken = collections.Counter(device.asked)
-  table = session.run(fakes.request(out))
-  assert all(e.rounds in (3, None) for e in table.entries.values())
-  # Only the reading that could not be written is taken again.
-  again = collections.Counter(device.asked)
-  assert sum(again.values()) <= sum(taken.values()) + 4 * 19 + 20
-  assert not out.with_name(out.name + '.partial').exists()
-
-
-def test_a_disk_that_fills_within_a_line_keeps_the_lines_before(tmp_path):
-  """The real thing: the system writes a part of a line and refuses the rest."""
-  out = tmp_path / 'a.json'
-  kept = []
-  old = resource.getrlimit(resource.RLIMIT_FSIZE)
-  handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-  with journal.reserved(out) as folder:
-    log = journal.begin(folder, {'a': 1})
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, old[1]))
-    try:
-      with pytest.raises(UserError, match='Cannot write to'):
-        for i in range(100):
-          log.add_reading({'model': 'm', 'round': i, 'ms': 1.0})
-          kept.append(i)
-    finally:
-      resource.setrlimit(resource.RLIMIT_FSIZE, old)
-      signal.signal(signal.SIGXFSZ, handler)
-  assert 5 < len(kept) < 100
-  with journal.reserved(out) as folder:
-    log = journal.begin(folder, {'a': 1})
-    assert [r['round'] for r in log.readings] == kept
-    log.add_reading({'model': 'm', 'round': len(kept), 'ms': 1.0})
-  lines = (_partial(out) / 'readings.jsonl').read_text().splitlines()
-  assert [json.loads(line)['round'] for line in lines] == [*kept, len(kept)]
-
-
-def test_a_table_that_cannot_be_written_keeps_the_readings(
-  device, out, monkeypatch
-):
-  def full(table, path):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-  with monkeypatch.context() as patch:
-    patch.setattr(table_lib, 'save', full)
-    with pytest.raises(UserError, match='Cannot write .* No space left'):
-      session.run(fakes.request(out))
-  taken = len(device.asked)
-  session.run(fakes.request(out))
-  assert len(device.asked) == taken  # nothing is measured twice

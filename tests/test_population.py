@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import test_update as tiny
+import update_cases as tiny
 
 from hwdarts_jax.bilevel import dual, population, update
 from hwdarts_jax.bilevel.population import Population

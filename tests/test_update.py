@@ -9,26 +9,28 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import three_nodes
+from update_cases import (
+  _chunks,
+  _close,
+  _fetch,
+  _latency,
+  _norm,
+  _problem,
+  _same,
+  _spec,
+  _state,
+  GROUPS,
+  Program,
+  STEPS,
+)
 
-from hwdarts_jax.bilevel import dual, hypergrad, update
-from hwdarts_jax.models import evaluations, ops
-from hwdarts_jax.runtime import optimizers, sharding
-from hwdarts_jax.spaces import discretize, nasbench201
+from hwdarts_jax.bilevel import hypergrad, update
+from hwdarts_jax.models import evaluations
+from hwdarts_jax.runtime import sharding
+from hwdarts_jax.spaces import discretize
 
-LR, STEPS, BATCH, GROUPS = 0.05, 20, 16, 8
-SPLIT = 4  # batches of each half
-COST_MS = (0.0, 0.1, 0.5, 2.0, 0.3)  # of each op, on each edge
 PARTS_OF_PARAMS = ('params', 'batch_stats', 'params_opt')
 PARTS_OF_ALPHAS = ('alphas', 'alphas_opt')
-
-
-class Chunk(NamedTuple):
-  """Batches for K steps: a half of the data, and indices i32[K, B]."""
-
-  images: jax.Array
-  labels: jax.Array
-  indices: jax.Array
 
 
 class Levels(NamedTuple):
@@ -38,110 +40,6 @@ class Levels(NamedTuple):
   inner: update.SearchState
   outer: update.SearchState
   flops: float
-
-
-def _spec():
-  """Three nodes of a cell of NAS-Bench-201, between its stem and its head."""
-  spec = nasbench201.make(2, 1, num_classes=4, image_size=8, image_channels=1)
-  return three_nodes.cut(spec)
-
-
-def _latency(gates):
-  return (gates['cell'] * jnp.asarray(COST_MS).reshape(1, -1)).sum()
-
-
-def _problem(
-  hypergrad='lookahead', dtype=jnp.float32, evaluation='plain', **settings
-):
-  context = ops.Context(affine=False, bn_groups=GROUPS, dtype=dtype)
-  constant = {'schedule': 'constant', 'weight_decay': 1e-3}
-  settings = {'num_steps': STEPS, 'reference_ms': 3.0, **settings}
-  return update.Problem(
-    network=evaluations.make(_spec(), context, evaluation),
-    latency=_latency,
-    params_optimizer=optimizers.make('sgd', LR, STEPS, **constant),
-    alphas_optimizer=optimizers.make('adam', 0.02, STEPS, **constant),
-    learning_rate=optimizers.make_schedule(LR, STEPS, schedule='constant'),
-    hypergrad=hypergrad,
-    **settings,
-  )
-
-
-def _state(problem, multiplier=0.5):
-  """The first state, all in the precision of the network."""
-  targets = {c.name: 1.0 for c in problem.constraints}
-  state = update.init_state(problem, 0, multiplier, targets=targets)
-  dtype = problem.network.context.dtype
-
-  def cast(x):
-    floating = jnp.issubdtype(x.dtype, jnp.floating)
-    return x.astype(dtype) if floating else x
-
-  return jax.tree.map(cast, state)
-
-
-def _chunks(dtype, first, num_steps):
-  """Of the train and of the validation half: patterns in noise."""
-  rng = np.random.default_rng(0)
-  patterns = rng.normal(size=(4, 8, 8, 1))
-  chunks = []
-  for _ in range(2):
-    labels = rng.integers(0, 4, SPLIT * BATCH)
-    images = patterns[labels] + rng.normal(size=(labels.size, 8, 8, 1))
-    order = rng.permuted(np.tile(np.arange(labels.size), (STEPS, 1)), axis=1)
-    chunks.append(
-      Chunk(
-        jnp.asarray(images, dtype),
-        jnp.asarray(labels, jnp.int32),
-        jnp.asarray(order[first : first + num_steps, :BATCH], jnp.int32),
-      )
-    )
-  return chunks
-
-
-def _fetch(chunk, indices, rng):
-  del rng
-  return {'image': chunk.images[indices], 'label': chunk.labels[indices]}
-
-
-class Program:
-  """A compiled `make_step` of K steps, on one device or on a mesh of all."""
-
-  def __init__(self, problem, num_steps=1, mesh=None):
-    self.problem = problem
-    self.num_steps = num_steps
-    self.dtype = problem.network.context.dtype
-    self.everywhere = None if mesh is None else sharding.replicated(mesh)
-    constrain = (lambda batch: batch) if mesh is None else (
-      lambda batch: jax.lax.with_sharding_constraint(
-        batch, sharding.batched(mesh)
-      )
-    )  # fmt: skip
-    step = update.make_step(problem, _fetch, constrain)
-    args = self._place((_state(problem), *_chunks(self.dtype, 0, num_steps)))
-    self.lowered = jax.jit(step, donate_argnums=0).lower(*args)
-    self.compiled = self.lowered.compile()
-
-  @property
-  def flops(self):
-    return self.compiled.cost_analysis()['flops']
-
-  def __call__(self, state, first=0):
-    """Returns the state after one call that starts with batch `first`."""
-    # The call deletes what it is given.
-    state = jax.tree.map(jnp.copy, state)
-    chunks = _chunks(self.dtype, first, self.num_steps)
-    return self.compiled(*self._place((state, *chunks)))
-
-  def search(self, state, num_steps=STEPS):
-    for first in range(0, num_steps, self.num_steps):
-      state, metrics = self(state, first)
-    return state, metrics
-
-  def _place(self, tree):
-    return tree if self.everywhere is None else jax.device_put(
-      tree, self.everywhere
-    )  # fmt: skip
 
 
 @pytest.fixture(scope='module')
@@ -155,39 +53,9 @@ def program():
   return make
 
 
-@pytest.fixture
-def x64():
-  with jax.enable_x64(True):
-    yield
-
-
 @pytest.fixture(scope='module')
 def mesh(devices):
   return sharding.make_mesh(len(devices))
-
-
-def _numbers(tree):
-  """The leaves as numpy; keys as their data."""
-
-  def number(x):
-    is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(x) if is_key else x)
-
-  return [number(x) for x in jax.tree.leaves(tree)]
-
-
-def _same(a, b):
-  pairs = zip(_numbers(a), _numbers(b), strict=True)
-  return all((x == y).all() and x.dtype == y.dtype for x, y in pairs)
-
-
-def _close(a, b, tolerance):
-  for x, y in zip(_numbers(a), _numbers(b), strict=True):
-    np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
-
-
-def _norm(tree):
-  return np.sqrt(sum((x.astype(np.float64) ** 2).sum() for x in _numbers(tree)))
 
 
 @pytest.fixture(scope='module')
@@ -438,81 +306,3 @@ def test_unrolling_takes_the_inner_gradient_once(levels, program, x64):
   """The bilevel step is a good deal cheaper than its two levels apart."""
   unrolled = program('unrolled', dtype=jnp.float64)
   assert unrolled.flops < 0.85 * levels.flops
-
-
-@pytest.fixture(scope='module')
-def bounded():
-  """A program whose expected latency is bounded; the bound is in its state."""
-  problem = dataclasses.replace(
-    _problem('first_order', num_steps=10 * STEPS),
-    constraints=(dual.Constraint('latency_ms', _latency),),
-    alphas_optimizer=optimizers.make('adam', 0.03, STEPS, schedule='constant'),
-  )
-  return Program(problem, num_steps=STEPS)
-
-
-def _bounded_state(problem, target):
-  return update.init_state(problem, 0, 0.0, targets={'latency_ms': target})
-
-
-@pytest.mark.parametrize('target', [0.5, 1.0])
-def test_a_bounded_search_ends_within_its_target(bounded, target):
-  """And not far below: the same program, with the bound in its state."""
-  problem = bounded.problem
-  state, weights = _bounded_state(problem, target), []
-  for _ in range(10):
-    state, metrics = bounded(state)
-    weights.append(float(metrics['multiplier/latency_ms']))
-  assert max(weights) > 0
-  probs = dual.sharpened(problem.probabilities(state), 1.0, problem.dual)
-  assert 0.75 * target < _latency(probs) <= 1.02 * target
-
-
-def test_a_bound_that_no_mixture_reaches_is_as_good_as_none(bounded):
-  """Then it never pulls down, and up by no more than its lift."""
-  state, metrics = bounded(_bounded_state(bounded.problem, 100.0))
-  bound, settings = state.duals['latency_ms'], bounded.problem.dual
-  assert -settings.lift - 1e-6 <= float(bound.integral) <= 0
-  assert float(metrics['multiplier/latency_ms']) <= 0
-  assert float(metrics['expected/latency_ms']) > 1.0
-
-
-def test_a_constraint_pulls_along_the_gradient_of_its_cost(x64):
-  """By its multiplier times d excess, on top of the task's hypergradient."""
-  problem = dataclasses.replace(
-    _problem('first_order', jnp.float64),
-    constraints=(dual.Constraint('latency_ms', _latency),),
-  )
-  rng = np.random.default_rng(0)
-  alphas, grads = ({'cell': jnp.asarray(rng.normal(size=(3, 5)))} for _ in '12')
-  bound = dual.start(0.4)._replace(integral=jnp.asarray(0.7))
-  state = _bounded_state(problem, 0.4).replace(
-    alphas=alphas, duals={'latency_ms': bound}, step=jnp.asarray(9)
-  )
-  total, duals, metrics = update.constrained(problem, state, grads)
-
-  def excess(alphas):
-    probs = {'cell': jax.nn.softmax(alphas['cell'])}
-    progress = problem.progress(9)
-    return _latency(dual.sharpened(probs, progress, problem.dual)) / 0.4 - 1
-
-  pulled = jax.tree.map(lambda t, g: t - g, total, grads)
-  weight = metrics['multiplier/latency_ms']
-  want = jax.tree.map(lambda s: weight * s, jax.grad(excess)(alphas))
-  _close(pulled, want, 1e-5)  # the target is a float32
-  assert weight > 0
-  assert duals['latency_ms'].integral > bound.integral
-
-
-def test_multipliers_wait_for_the_end_of_the_warmup(program):
-  """While alphas stay, what they exceed teaches nothing."""
-  problem = dataclasses.replace(
-    program('first_order', warmup_steps=2).problem,
-    constraints=(dual.Constraint('latency_ms', _latency),),
-  )
-  program = Program(problem)
-  states = [_bounded_state(problem, 0.2)]
-  for i in range(3):
-    states.append(program(states[-1], i)[0])
-  assert _same(states[2].duals, states[0].duals)
-  assert not _same(states[3].duals, states[0].duals)
