@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from hwdarts_jax.models import convs, op
+from hwdarts_jax.models import convs, layers, op
 
 _WINDOW, _CHANNELS, _FEATURES = 3, 2, 3
 
@@ -16,7 +16,7 @@ def _dilated(x, kernel, stride):
     x,
     kernel,
     (stride,) * 2,
-    op.same(_WINDOW, 2),
+    layers.same(_WINDOW, 2),
     rhs_dilation=(2, 2),
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
   )
@@ -25,7 +25,7 @@ def _dilated(x, kernel, stride):
 @pytest.mark.parametrize('stride', [1, 2, 3])
 @pytest.mark.parametrize('size', [6, 7])
 def test_a_dilated_convolution_equals_that_of_its_phases(size, stride):
-  stage = op.Stage(None, (), stride, 2, op.same(_WINDOW, 2))
+  stage = op.Stage(None, (), stride, 2, layers.same(_WINDOW, 2))
   x = jax.random.normal(jax.random.key(0), (2, size, size + 2, _CHANNELS))
   kernel = jax.random.normal(
     jax.random.key(1), (_WINDOW, _WINDOW, _CHANNELS, _FEATURES)
@@ -46,7 +46,7 @@ def test_a_dilated_convolution_equals_that_of_its_phases(size, stride):
 
 
 def test_no_dilated_convolution_is_left_where_phases_are_whole():
-  stage = op.Stage(None, (), 1, 2, op.same(_WINDOW, 2))
+  stage = op.Stage(None, (), 1, 2, layers.same(_WINDOW, 2))
   program = jax.jit(functools.partial(convs.convolve, stage)).lower(
     jnp.zeros((1, 8, 8, _CHANNELS)),
     jnp.zeros((_WINDOW, _WINDOW, _CHANNELS, _FEATURES)),

@@ -13,9 +13,8 @@ from hwdarts_jax import spaces
 from hwdarts_jax.data import pipeline
 from hwdarts_jax.data.augment import Augment
 from hwdarts_jax.jobs import shortlist_training
-from hwdarts_jax.models import evaluations, members, ops, patches
+from hwdarts_jax.models import evaluations, layers, members, ops, patches
 from hwdarts_jax.models import network as network_lib
-from hwdarts_jax.models import op as op_lib
 from hwdarts_jax.runtime import optimizers, sharding
 from hwdarts_jax.spaces import discretize
 
@@ -168,7 +167,7 @@ def test_products_over_patches_are_convolutions(size, window, stride, dilation):
   kernel = rng.normal(size=(window, window, 3, 4)).astype(np.float32)
   settings = {
     'window_strides': (stride, stride),
-    'padding': op_lib.same(window, dilation),
+    'padding': layers.same(window, dilation),
     'rhs_dilation': (dilation, dilation),
     'dimension_numbers': ('NHWC', 'HWIO', 'NHWC'),
   }

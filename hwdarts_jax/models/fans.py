@@ -11,7 +11,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
-from hwdarts_jax.models import convs, mixing
+from hwdarts_jax.models import convs, layers, mixing
 from hwdarts_jax.models import op as op_lib
 
 Tree = Any
@@ -308,7 +308,7 @@ def _can_join(group: Sequence[_Chain], chain: _Chain) -> bool:
     len(chain.stages),
   )
   centered = all(
-    c.stages[0].padding == op_lib.same(c.window, c.stages[0].dilation)
+    c.stages[0].padding == layers.same(c.window, c.stages[0].dilation)
     and c.window % 2
     for c in (group[0], chain)
   )

@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hwdarts_jax.models import convs, fans, stacking
+from hwdarts_jax.models import convs, fans, layers, stacking
 from hwdarts_jax.models import network as network_lib
 from hwdarts_jax.models import op as op_lib
 from hwdarts_jax.spaces.spec import EdgeSpec, IMAGE, NetworkSpec
@@ -319,5 +319,5 @@ def _total(terms: Sequence[jax.Array]) -> jax.Array:
   if len(terms) == 1:
     return terms[0]
   dtype = terms[0].dtype
-  wide = [t.astype(op_lib.param_dtype(dtype)) for t in terms]
+  wide = [t.astype(layers.param_dtype(dtype)) for t in terms]
   return functools.reduce(jnp.add, wide).astype(dtype)

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hwdarts_jax.models.op import EPSILON, param_dtype
+from hwdarts_jax.models.layers import EPSILON, param_dtype
 
 # Sums over examples and pixels are taken in so many pieces at a time.
 _PIECES = 128

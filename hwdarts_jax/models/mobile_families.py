@@ -23,6 +23,7 @@ from flax import linen as nn
 import jax
 import numpy as np
 
+from hwdarts_jax.models import layers
 from hwdarts_jax.models import op as op_lib
 from hwdarts_jax.models.mobile_ops import (
   Block,
@@ -51,7 +52,7 @@ class _Blocks(Block):
   ) -> jax.Array:
     """The projection of `y`, and the input `x`, times the total gate."""
     y = self.project(y, x, train)
-    return (y * total.astype(op_lib.param_dtype(y.dtype))).astype(y.dtype)
+    return (y * total.astype(layers.param_dtype(y.dtype))).astype(y.dtype)
 
 
 @op_lib.family(InvertedResidual)

@@ -18,10 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from hwdarts_jax.models import mobile_families, mobile_ops, shifts
+from hwdarts_jax.models.layers import BatchNorm, DepthwiseConv, same
 from hwdarts_jax.models.op import (
-  BatchNorm,
   Context,
-  DepthwiseConv,
   families,
   get,
   is_residual,
@@ -31,7 +30,6 @@ from hwdarts_jax.models.op import (
   Op,
   OPS,
   register,
-  same,
   Shared,
   Stage,
 )
