@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import logging
 import os
+import sys
+import types
 from typing import NamedTuple
 
 import jax
@@ -111,6 +113,14 @@ def test_a_module_of_the_users_own_is_a_source(cache, monkeypatch, tmp_path):
   after = programs.digest_of_modules(['my_ops']), programs._sources()
   assert before[0] != after[0]
   assert before[1] != after[1]
+
+
+def test_modules_whose_file_never_was_are_no_sources(monkeypatch):
+  before = programs._sources()
+  module = types.ModuleType('classes')
+  module.__file__ = '_classes.py'  # as `torch.classes` has it
+  monkeypatch.setitem(sys.modules, 'classes', module)
+  assert programs._sources() == before
 
 
 def test_ops_without_a_file_are_not_kept():

@@ -183,15 +183,19 @@ def _sources() -> str:
 
 
 def _own_files(modules: Iterable[Any]) -> set[pathlib.Path]:
-  """Files of modules outside the folders where packages are installed."""
+  """Files of modules outside the folders where packages are installed.
+
+  Some modules name a file that never was, such as PyTorch's `torch.classes`.
+  """
   kept = {'stdlib', 'platstdlib', 'purelib', 'platlib'}
   installed = tuple(sysconfig.get_path(name) for name in kept)
   names = {getattr(module, '__file__', None) or '' for module in modules}
-  return {
+  files = {
     pathlib.Path(name).resolve()
     for name in names
     if name.endswith('.py') and not name.startswith(installed)
   }
+  return {file for file in files if file.is_file()}
 
 
 @functools.cache
