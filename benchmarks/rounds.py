@@ -119,8 +119,9 @@ def play(results: dict[str, Any], train) -> None:
     todo = rounds_play.propose(draws, values, accuracy, size)
     before = len(accuracy)
     is_complete = train(todo)
-    if len(accuracy) == before:  # nothing is left, or no time
-      return
+    same = done and done[-1]['measured'] == {d.name: d.measured for d in draws}
+    if len(accuracy) == before and (same or not is_complete):
+      return  # nothing is left, or no time
     values = rounds_play.surrogate(accuracy)
     done.append(
       {
@@ -158,11 +159,13 @@ def train_rounds(results: dict[str, Any]) -> None:
   """Plays with trainings."""
   known = rounds_play.space()
   cell = dict(zip(known.keys, known.cell.tolist(), strict=True))
-  setup = shortlist_train.prepare()
+  prepare = functools.cache(shortlist_train.prepare)
 
   def train(todo):
     members = [{'key': key, 'cell': cell[key]} for key in todo]
-    return shortlist_train.train_all(setup, members, results)
+    if not members:  # nor is anything compiled
+      return True
+    return shortlist_train.train_all(prepare(), members, results)
 
   play(results, train)
   shortlist_train.save(results)

@@ -109,3 +109,12 @@ def test_noise_is_smoothed_by_networks_alike():
   values = rounds_play.surrogate(dict(zip(keys, noisy / 100, strict=True)))
   error = np.std(values[some] - truth[some])
   assert error < 0.7 * np.std(noisy - truth[some])
+
+
+def test_what_is_trained_serves_other_rows_without_further_trainings(plan):
+  known = rounds.simulate(0.0, 0)
+  flags.FLAGS.each = 0
+  other = {'accuracy': dict(known['accuracy'])}
+  rounds.play(other, lambda todo: not todo)
+  assert other['accuracy'] == known['accuracy']
+  assert np.mean(_regrets(other)[-1]) < np.mean(_regrets(known)[0])
