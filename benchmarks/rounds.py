@@ -25,6 +25,7 @@ true accuracy of equal networks plus noise, in points, instead of trainings.
 from __future__ import annotations
 
 from collections.abc import Mapping
+import functools
 import math
 from typing import Any
 
