@@ -375,6 +375,11 @@ def _shortlist(small: bool, runlocal: bool) -> dict[str, Any]:
     'targets_ms': (),  # empty: those of the search
     'size': 2 if runlocal else 4 if small else 16,  # of each target
     'pool': '',  # pool.json of another shortlist, whose trainings are taken
+    # Networks that may be measured before they are trained; 0: none is.
+    'max_measured': 0,
+    'runner': '',  # of the harness, that measures them; empty: another machine
+    'runner_dtype': 'float32',
+    'runner_batch': 1,
     'num_epochs': 1 if runlocal else 8 if small else 12,
     'batch_size': 64 if small else 256,
     'eval_batch_size': 256,

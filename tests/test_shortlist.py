@@ -123,6 +123,63 @@ def test_what_another_shortlist_trained_is_taken(
   )
 
 
+def test_candidates_are_measured_on_the_device_before_they_are_trained(
+  nursery, shortlist, trained, tmp_path
+):
+  """This host is far faster than the table says, so that all of them fit."""
+  run = shortlist(
+    tmp_path / 'run',
+    **{
+      'shortlist.targets_ms': TARGETS[1:],
+      'shortlist.size': 1,
+      'shortlist.pool': trained[0] / 'pool.json',
+      'shortlist.max_measured': 1,
+      'shortlist.runner': 'host',
+    },
+  )
+  result = nursery.run(*run)
+  assert result.code == 0, result.err
+  record = _record(tmp_path / 'run')
+  assert record['measured'] == {'networks': 1, 'failed': 0, 'allowed': 1}
+  (candidate,) = record['targets'][0]['candidates']
+  (first, *_) = _record(trained[0])['targets'][1]['candidates']
+  assert candidate['genotype'] == first['genotype']
+  assert 0 < candidate['measured_ms'] < candidate['predicted_ms']
+  assert candidate['bounds']['latency_ms']['is_feasible']
+  assert f'{candidate["measured_ms"]:.2f}' in result.out
+
+
+def test_another_machine_measures_what_is_asked_by_the_command_that_is_told(
+  nursery, shortlist, trained, tmp_path
+):
+  run = shortlist(
+    tmp_path / 'run',
+    **{
+      'shortlist.targets_ms': TARGETS[1:],
+      'shortlist.size': 2,
+      'shortlist.pool': trained[0] / 'pool.json',
+      'shortlist.max_measured': 2,
+    },
+  )
+  first = nursery.run(*run)
+  assert first.code == 0, first.err
+  assert not (tmp_path / 'run' / 'shortlist.json').exists()
+  (line,) = [x for x in first.out.splitlines() if '--genotypes=' in x]
+  words = line.replace('--runner=...', '--runner=host').split()
+  told = [w for w in words if w.startswith('--')]
+  config = next(w for w in run if w.startswith('--config='))
+  deploy = [w for w in run if w.startswith('--config.space.deploy')]
+  there = nursery.run(
+    *told[1:], config, *deploy, module='hwdarts_jax.harness.__main__'
+  )
+  assert there.code == 0, there.err
+  again = nursery.run(*run)
+  assert again.code == 0, again.err
+  (target,) = _record(tmp_path / 'run')['targets']
+  assert all(c['measured_ms'] > 0 for c in target['candidates'])
+  assert len(target['candidates']) == 2
+
+
 @pytest.mark.parametrize(
   ('overrides', 'told'),
   [
@@ -144,6 +201,18 @@ def test_what_another_shortlist_trained_is_taken(
       "shortlist.evaluation is 'pmap'; it must be one of",
     ),
     ({'shortlist.optimizer.name': 'sdg'}, "shortlist.optimizer.name is 'sdg'"),
+    (
+      {'shortlist.max_measured': 2, 'shortlist.runner': 'hots'},
+      "shortlist.runner is 'hots'",
+    ),
+    (
+      {
+        'shortlist.max_measured': 2,
+        'shortlist.runner': 'host',
+        'shortlist.runner_dtype': 'int7',
+      },
+      "shortlist.runner_dtype is 'int7'",
+    ),
   ],
 )
 def test_what_cannot_be_is_said_before_anything_is_trained(

@@ -10,7 +10,9 @@ ends in one message and exit code 2.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import pathlib
+from typing import Any
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -41,6 +43,12 @@ _CHECK = flags.DEFINE_string(
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Only say what would be done.')
 _NETWORKS = flags.DEFINE_integer(
   'networks', 50, 'Random whole networks to measure.', lower_bound=0
+)
+_GENOTYPES = flags.DEFINE_string(
+  'genotypes',
+  None,
+  'Measure the networks that this file lists, and nothing else: of the folder '
+  'measure/ of a shortlist.',
 )
 _DTYPE = flags.DEFINE_enum('dtype', 'float32', DTYPES, 'Type of the numbers.')
 _BATCH = flags.DEFINE_integer(
@@ -90,14 +98,7 @@ def main(argv: list[str]) -> None:
     if not flag.value:
       raise UserError(f'--{flag.name} is missing; --help tells what it means.')
   space, deploy = _deploy()
-  planned = plan.make(
-    space,
-    deploy,
-    _NETWORKS.value,
-    plan.numbers(_RESOLUTIONS.value, '--resolutions', whole=True),
-    plan.numbers(_WIDTHS.value, '--widths', whole=False),
-    _SEED.value,
-  )
+  planned = _plan(space, deploy)
   request = session.Request(
     plan=planned,
     out=pathlib.Path(str(_OUT.value)).expanduser(),
@@ -118,6 +119,20 @@ def main(argv: list[str]) -> None:
   table = session.run(request)
   print(check.report(table, deploy, space))
   print(f'The table is {request.out}.')
+
+
+def _plan(space: str, deploy: Mapping[str, Any]) -> plan.Plan:
+  """What the flags ask for."""
+  if _GENOTYPES.value is not None:
+    return plan.read_networks(_GENOTYPES.value, space, deploy)
+  return plan.make(
+    space,
+    deploy,
+    _NETWORKS.value,
+    plan.numbers(_RESOLUTIONS.value, '--resolutions', whole=True),
+    plan.numbers(_WIDTHS.value, '--widths', whole=False),
+    _SEED.value,
+  )
 
 
 def _deploy():

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,52 @@ def make(
         found.setdefault(site.key(op), (site, op))
   drawn = random_networks(spec, networks, seed)
   return Plan(spec, dict(settings), found, sums, drawn)
+
+
+def of_networks(
+  spec: NetworkSpec, settings: Mapping[str, Any], genotypes: Sequence[Genotype]
+) -> Plan:
+  """Plans a table of whole networks only.
+
+  Args:
+    spec: what they are deployed in.
+    settings: that `spaces.make` makes it of.
+    genotypes: the networks.
+  """
+  return Plan(spec, dict(settings), {}, {}, tuple(genotypes))
+
+
+def read_networks(path: str, space: str, settings: Mapping[str, Any]) -> Plan:
+  """Plans a table of the networks that a file lists.
+
+  Args:
+    path: JSON with 'genotypes', and 'spec_hash' of what they are deployed in.
+    space: name of the space.
+    settings: of the deployed network.
+
+  Raises:
+    UserError: the file is no such list, or of other networks.
+  """
+  spec = _make_spec(space, settings)
+  try:
+    content = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+    genotypes = [Genotype.from_dict(g) for g in content['genotypes']]
+    spec_hash = content['spec_hash']
+    for genotype in genotypes:
+      discretize.discretize(spec, genotype)
+  except (OSError, ValueError, TypeError, LookupError, AttributeError) as e:
+    raise UserError(
+      f'--genotypes is {path!r}, which lists no networks of space {space!r} '
+      f'({type(e).__name__}: {e}): name a file of the folder measure/ in the '
+      'workdir of a shortlist.'
+    ) from e
+  if spec_hash != spec.spec_hash():
+    raise UserError(
+      f'{path} is for networks with spec hash {spec_hash}, but those of '
+      f'space.deploy have {spec.spec_hash()}: give the config of that '
+      'shortlist.'
+    )
+  return of_networks(spec, settings, genotypes)
 
 
 def random_networks(

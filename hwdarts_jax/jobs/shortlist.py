@@ -4,11 +4,14 @@ A search knows of ops, hardly of whole networks: alphas are a product of
 distributions, and several networks near the top look alike to it. This job
 takes, for each target, the most probable networks that meet it, trains all of
 them from scratch for a few epochs in one compiled program, and keeps the one
-with the best validation accuracy.
+with the best validation accuracy. `shortlist.max_measured` of them may be
+measured first, so that those that are trained meet their target on the device
+(`shortlist_measure`).
 
-Writes config.json, chunks/*/ (metrics), pool.json (the accuracies of trained
-networks, which other shortlists can take), shortlist.json and genotype.json, or
-members/*.json where there are several targets. The same workdir resumes.
+Writes config.json, measure/, chunks/*/ (metrics), pool.json (the accuracies of
+trained networks, which other shortlists can take), shortlist.json and
+genotype.json, or members/*.json where there are several targets. The same
+workdir resumes.
 """
 
 from __future__ import annotations
@@ -26,7 +29,13 @@ from hwdarts_jax import spaces
 from hwdarts_jax.data import pipeline
 from hwdarts_jax.data.augment import Augment
 from hwdarts_jax.data.split import search_split
-from hwdarts_jax.jobs import common, feeding, shortlist_report, shortlist_source
+from hwdarts_jax.jobs import (
+  common,
+  feeding,
+  shortlist_measure,
+  shortlist_report,
+  shortlist_source,
+)
 from hwdarts_jax.jobs import loop as loop_lib
 from hwdarts_jax.jobs import settings as settings_lib
 from hwdarts_jax.jobs import shortlist_candidates as candidates_lib
@@ -57,6 +66,7 @@ class Shortlist:
     train: the half of the train split that they see.
     val: the other half.
     schedule: of one chunk of members.
+    measured_ms: of what was measured, None of those that failed.
   """
 
   config: ml_collections.ConfigDict
@@ -70,6 +80,9 @@ class Shortlist:
   train: feeding.Images
   val: feeding.Images
   schedule: loop_lib.Schedule
+  measured_ms: dict[Genotype, float | None] = dataclasses.field(
+    default_factory=dict
+  )
 
   def hashes(self) -> dict[str, str]:
     """Of all that a resumed run must have as it was."""
@@ -92,11 +105,26 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     if (path / shortlist_report.RESULT).exists():
       print(f'{path} is finished already; a new one needs a new --workdir.')
     else:
-      accuracies = _train(shortlist, path)
+      measured = _measure(shortlist, path)
+      if measured is None:
+        return
+      accuracies = _train(measured, path)
       if accuracies is None:
         return
-      shortlist_report.write(path, shortlist, accuracies)
+      shortlist_report.write(path, measured, accuracies)
     print(shortlist_report.of(path))
+
+
+def _measure(shortlist: Shortlist, path: epath.Path) -> Shortlist | None:
+  """With candidates that were measured; None if another machine has to."""
+  if not shortlist.config.shortlist.max_measured:
+    return shortlist
+  found = shortlist_measure.refine(shortlist, path)
+  if found is None:
+    return None
+  return dataclasses.replace(
+    shortlist, candidates=found.candidates, measured_ms=found.ms
+  )
 
 
 def make(config: ml_collections.ConfigDict) -> Shortlist:
@@ -121,6 +149,7 @@ def make(config: ml_collections.ConfigDict) -> Shortlist:
     for target in targets
   ]
   _check_found(targets, candidates)
+  shortlist_measure.check(settings, targets)
   train, val = search_split(dataset, config.data.split_seed)
   proxy = _proxy(config)
   common.check_data(dataset, proxy, 'search')

@@ -8,7 +8,7 @@ neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,19 +54,22 @@ class Candidate(NamedTuple):
   score: float
 
 
-def best(spec: NetworkSpec, target: Target, size: int) -> list[Candidate]:
+def best(
+  spec: NetworkSpec, target: Target, size: int, without: Collection[str] = ()
+) -> list[Candidate]:
   """Up to `size` networks of the highest score that meet the bounds.
 
   Args:
     spec: the space; bounds are on a spec with the same groups.
     target: what they are for.
     size: how many, at most.
+    without: keys of networks that are left out.
   """
   limits = [b.limit for b in target.bounds]
   every = (
     corners(spec)
     if is_enumerable(spec)
-    else _sampled(spec, target.probs, limits, size)
+    else _sampled(spec, target.probs, limits, size + len(without))
   )
   allowed = projection.violation(spec, every, limits) == 0
   scores = np.where(allowed, _scores(target.probs, every), -np.inf)
@@ -80,7 +83,8 @@ def best(spec: NetworkSpec, target: Target, size: int) -> list[Candidate]:
     ]
     keys = sameness.keys(spec, genotypes)
     for i, genotype, key in zip(some, genotypes, keys, strict=True):
-      found.setdefault(key, Candidate(genotype, key, float(scores[i])))
+      if key not in without:
+        found.setdefault(key, Candidate(genotype, key, float(scores[i])))
     if len(found) >= size:
       break
   return list(found.values())[:size]
@@ -94,6 +98,12 @@ def union(shortlists: Sequence[Sequence[Candidate]]) -> dict[str, Genotype]:
       if rank < len(candidates):
         found.setdefault(candidates[rank].key, candidates[rank].genotype)
   return found
+
+
+def score(spec: NetworkSpec, probs: Probs, genotype: Genotype) -> float:
+  """Sum of the log probabilities of the ops of a genotype."""
+  one_hot = discretize.one_hot(spec, genotype)
+  return float(_scores(probs, {g: p[None] for g, p in one_hot.items()})[0])
 
 
 def _scores(probs: Probs, one_hot: Probs) -> np.ndarray:

@@ -14,6 +14,7 @@ from hwdarts_jax.jobs.shortlist_candidates import Candidate, Target
 from hwdarts_jax.runtime import workdir as workdir_lib
 
 RESULT = 'shortlist.json'
+_OF_DEPLOYED = 'predicted_ms', 'measured_ms', 'bounds', 'macs', 'params'
 
 
 def write(
@@ -48,6 +49,11 @@ def record(shortlist: Any, accuracies: Mapping[str, float]) -> dict[str, Any]:
       config.space.deploy, deploy, latency
     ),
     'trained': shortlist.pool.settings,
+    'measured': {
+      'networks': len(shortlist.measured_ms),
+      'failed': sum(ms is None for ms in shortlist.measured_ms.values()),
+      'allowed': config.shortlist.max_measured,
+    },
     'targets': [
       {'candidates': _candidates(shortlist, target, found, accuracies)}
       for target, found in zip(
@@ -75,23 +81,33 @@ def _candidates(
       'val_accuracy': accuracies[c.key],
       'is_chosen': c is best,
       'predicted_ms': shortlist.latency.of(shortlist.specs.deploy, c.genotype),
-      'bounds': {b.name: _bound(b, c) for b in target.bounds},
+      'measured_ms': shortlist.measured_ms.get(c.genotype),
+      'bounds': {
+        b.name: _bound(b, c, shortlist.measured_ms.get(c.genotype))
+        for b in target.bounds
+      },
       **common.costs(shortlist.specs.deploy, c.genotype),
     }
     for c in found
   ]
 
 
-def _bound(bound: bounds_lib.Bound, candidate: Candidate) -> dict[str, Any]:
+def _bound(
+  bound: bounds_lib.Bound, candidate: Candidate, ms: float | None
+) -> dict[str, Any]:
   """What is known of a bound and an architecture; see `bounds.record`."""
   value = bound.budget.of(candidate.genotype)
+  if ms is None or bound.name != bounds_lib.LATENCY:
+    is_feasible = bool(value <= bound.aim)
+  else:
+    is_feasible = bool(ms <= bound.target)
   return {
     'unit': bound.budget.unit,
     'target': bound.target,
     'margin': bound.margin,
     'aim': bound.aim,
     'predicted': value,
-    'is_feasible': bool(value <= bound.aim),
+    'is_feasible': is_feasible,
     'feasible_range': [bound.budget.range.low, bound.budget.range.high],
   }
 
@@ -107,8 +123,7 @@ def _chosen(
     'genotype': best['genotype'],
     'text': best['text'],
     'seed': content['seed'],
-    'deploy': content['deploy']
-    | {k: best[k] for k in ('predicted_ms', 'bounds', 'macs', 'params')},
+    'deploy': content['deploy'] | {k: best[k] for k in _OF_DEPLOYED},
     'shortlist': {
       'size': len(target['candidates']),
       'val_accuracy': best['val_accuracy'],
@@ -159,11 +174,16 @@ def _target_lines(
   lines = [
     f'{len(candidates)} candidates on {device}, {asked or "no bound"}{file}; '
     '* is chosen:',
-    '   val accuracy  predicted ms  log prob  architecture',
+    '   val accuracy  predicted ms  measured ms  log prob  architecture',
   ]
   for c in sorted(candidates, key=lambda c: -c['val_accuracy']):
     lines.append(
       f'{"*" if c["is_chosen"] else " "}  {100 * c["val_accuracy"]:>10.2f} %  '
-      f'{c["predicted_ms"]:>12.2f}  {c["score"]:>8.2f}  {c["text"]}'
+      f'{c["predicted_ms"]:>12.2f}  {_ms(c["measured_ms"]):>11}  '
+      f'{c["score"]:>8.2f}  {c["text"]}'
     )
   return lines
+
+
+def _ms(value: float | None) -> str:
+  return '-' if value is None else f'{value:.2f}'
