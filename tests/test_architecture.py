@@ -113,7 +113,7 @@ def test_house_rules_see_what_they_forbid(text):
   assert any(map(_complaint, ast.walk(ast.parse(text))))
 
 
-def test_only_export_among_jobs_imports_the_harness():
+def test_only_jobs_that_measure_import_the_harness():
   found = {
     path.stem
     for path in PACKAGE.glob('jobs/*.py')
@@ -123,7 +123,7 @@ def test_only_export_among_jobs_imports_the_harness():
     in ' '.join([getattr(node, 'module', '') or ''])
     + ' '.join(alias.name for alias in node.names)
   }
-  assert found <= {'export', 'export_measure'}
+  assert found <= {'export', 'export_measure', 'shortlist_measure'}
 
 
 def test_text_files_end_well():
