@@ -232,6 +232,43 @@ def _alone(case, image, gates):
   return grads, logits, stats
 
 
+@pytest.mark.parametrize('name', ['darts', 'nasbench201'])
+def test_one_convolution_for_several_candidates_is_that_of_the_chosen(name):
+  """Values in training, gradients, and values by the statistics thereafter."""
+  case = _case(name)
+  gates = {
+    group: jax.nn.one_hot(jnp.arange(len(a)) % a.shape[1], a.shape[1])
+    for group, a in case.alphas.items()
+  }
+
+  def run(context, params):
+    net = FusedNetwork(case.spec, context)
+
+    def loss(params):
+      logits, updates = net.apply(
+        {'params': params, 'batch_stats': case.stacked['batch_stats']},
+        case.images[0],
+        gates,
+        train=True,
+        mutable=['batch_stats'],
+      )
+      return _cross_entropy(logits), (logits, updates)
+
+    grads, (logits, updates) = jax.grad(loss, has_aux=True)(params)
+    later = net.apply(
+      {'params': params, **updates}, case.images[1], gates, train=False
+    )
+    return grads, logits, later
+
+  context = case.fused.context
+  wants, gots = (
+    quick_jit(functools.partial(run, c))(case.stacked['params'])
+    for c in (context, dataclasses.replace(context, one_hot=True))
+  )
+  for want, got in zip(wants, gots, strict=True):
+    assert _far(want, got) < 1e-5
+
+
 @pytest.mark.parametrize('setting', ['scan', 'remat'])
 def test_a_loop_over_cells_or_less_memory_changes_no_gradient(
   setting, monkeypatch

@@ -137,16 +137,21 @@ class Fan:
     """
     widest = max(chains, key=lambda c: c.window)
     count = len(widest.kernels[0])
-    kernel = jnp.concatenate(
-      [convs.beside(convs.padded(c.kernels[0], widest.window)) for c in chains],
-      axis=-1,
-    )
+    kernels = [convs.padded(c.kernels[0], widest.window) for c in chains]
+    norms = tuple(c.norm(0) for c in chains)
+    is_last = len(widest.stages) == 1
+    # Gates of each batch group would need kernels of each.
+    if self.context.one_hot and is_last and len(chains[0].gates) == 1:
+      kernel = convs.beside(_chosen(kernels, [c.gates for c in chains]))
+      y = self._five(self._conv(x, kernel, widest.stages[0]), 1, count)
+      parts.append(self._part_of_chosen(y, [c.gates for c in chains], norms))
+      return {}
+    kernel = jnp.concatenate([convs.beside(k) for k in kernels], axis=-1)
     y = self._five(self._conv(x, kernel, widest.stages[0]), len(chains), count)
-    if len(widest.stages) == 1:
-      norms = tuple(c.norm(0) for c in chains)
+    if is_last:
       parts.append(self._part(y, [c.gates for c in chains], norms))
       return {}
-    hs, new = self._norm_relu(y, tuple(c.norm(0) for c in chains))
+    hs, new = self._norm_relu(y, norms)
     for chain, h in zip(chains, hs, strict=True):
       for i, stage in enumerate(chain.stages[1:], start=1):
         kernel = convs.diagonal(chain.kernels[i])
@@ -162,6 +167,16 @@ class Fan:
     running = self._running(norms) if norms else None
     term = mixing.Term(y, jnp.stack(gates, axis=1), running)
     return _Part(term, norms)
+
+  def _part_of_chosen(self, y, gates: Sequence[jax.Array], norms):
+    """As `_part`, of one output for several ops of which one is chosen."""
+    weight = jnp.stack(gates, axis=1)[:, None, :, :, None]
+    of_all = self._running(norms)
+    running = mixing.Moments(
+      *((value * weight).sum(2, keepdims=True) for value in of_all)
+    )
+    total = sum(gates[1:], gates[0])[:, None]
+    return _Part(mixing.Term(y, total, running), norms)
 
   def _running(self, norms: Sequence[Path]) -> mixing.Moments:
     """Running statistics f32[1, 1, O, E, C] of batch norms."""
@@ -182,7 +197,9 @@ class Fan:
       for key, old in _at(self.stats, norm).items():
         new[*norm, key] = old
         if moments is not None:
-          of_groups = getattr(moments, key)[:, 0, i]
+          values = getattr(moments, key)
+          # Ops of which one is chosen have one output.
+          of_groups = values[:, 0, min(i, values.shape[2] - 1)]
           if self.mode.halves:
             of_groups = of_groups[::2]
           keep = self.context.bn_momentum
@@ -284,6 +301,14 @@ def by_itself(op: op_lib.Op, x, params, stats, mode: Mode):
   y, new = apply(first, params)
   z, _ = apply(second, jax.lax.stop_gradient(params))
   return convs.join_pair((y, z), mode.groups // 2), new
+
+
+def _chosen(kernels: Sequence[jax.Array], gates: Sequence[jax.Array]):
+  """Of each edge the kernel whose gate, f32[1, E], is one, or zeros."""
+  return sum(
+    kernel * gate[0, :, None, None, None, None].astype(kernel.dtype)
+    for kernel, gate in zip(kernels, gates, strict=True)
+  )
 
 
 def _alike(chains: Sequence[_Chain]) -> list[list[_Chain]]:

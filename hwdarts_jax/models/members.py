@@ -54,6 +54,7 @@ def make(
       weights are another network, and not what a member is.
     evaluation: of `EVALUATIONS`, or 'auto'.
   """
+  context = dataclasses.replace(context, one_hot=True)
   if resolve(evaluation) == 'matmul':
     context = dataclasses.replace(context, dense='matmul', depthwise='shift')
   return evaluations.make(spec, context, network)

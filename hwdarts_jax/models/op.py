@@ -50,6 +50,8 @@ class Context:
       numbers up to rounding), which stays one call where params are batched.
     superkernels: whether candidates of an edge share weights where they can;
       see the module of that name.
+    one_hot: whether gates are known to choose one op an edge, so that the
+      fused evaluation may convolve once for several candidates.
   """
 
   affine: bool = True
@@ -60,6 +62,7 @@ class Context:
   depthwise: str = 'conv'
   dense: str = 'conv'
   superkernels: bool = False
+  one_hot: bool = False
 
 
 class Stage(NamedTuple):
