@@ -173,7 +173,13 @@ def train_rounds(results: dict[str, Any]) -> None:
 
 
 def judge(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """Regrets after each round, as `search_quality.describe_budgets` reads."""
+  """Regrets after each round, as `search_quality.describe_budgets` reads.
+
+  Raises:
+    ValueError: there was none.
+  """
+  if not results.get('rounds'):
+    raise ValueError('no round was finished: go on with --train.')
   draws, records = load_draws(), []
   for number, round_ in enumerate(results['rounds']):
     measured = [len(cells) for cells in round_['measured'].values()]
