@@ -123,20 +123,27 @@ def test_what_another_shortlist_trained_is_taken(
   )
 
 
+@pytest.fixture
+def measuring(shortlist, trained, tmp_path):
+  """Arguments of a run whose candidates are measured, all trained before."""
+
+  def make(count, **more):
+    settings = {
+      'shortlist.targets_ms': TARGETS[1:],
+      'shortlist.size': count,
+      'shortlist.pool': trained[0] / 'pool.json',
+      'shortlist.max_measured': count,
+    }
+    return shortlist(tmp_path / 'run', **(settings | more))
+
+  return make
+
+
 def test_candidates_are_measured_on_the_device_before_they_are_trained(
-  nursery, shortlist, trained, tmp_path
+  nursery, measuring, trained, tmp_path
 ):
   """This host is far faster than the table says, so that all of them fit."""
-  run = shortlist(
-    tmp_path / 'run',
-    **{
-      'shortlist.targets_ms': TARGETS[1:],
-      'shortlist.size': 1,
-      'shortlist.pool': trained[0] / 'pool.json',
-      'shortlist.max_measured': 1,
-      'shortlist.runner': 'host',
-    },
-  )
+  run = measuring(1, **{'shortlist.runner': 'host'})
   result = nursery.run(*run)
   assert result.code == 0, result.err
   record = _record(tmp_path / 'run')
@@ -150,17 +157,9 @@ def test_candidates_are_measured_on_the_device_before_they_are_trained(
 
 
 def test_another_machine_measures_what_is_asked_by_the_command_that_is_told(
-  nursery, shortlist, trained, tmp_path
+  nursery, measuring, tmp_path
 ):
-  run = shortlist(
-    tmp_path / 'run',
-    **{
-      'shortlist.targets_ms': TARGETS[1:],
-      'shortlist.size': 2,
-      'shortlist.pool': trained[0] / 'pool.json',
-      'shortlist.max_measured': 2,
-    },
-  )
+  run = measuring(2)
   first = nursery.run(*run)
   assert first.code == 0, first.err
   assert not (tmp_path / 'run' / 'shortlist.json').exists()
