@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from hwdarts_jax.bilevel import relax
 
@@ -236,6 +237,30 @@ def test_dirichlet_gates_and_their_gradients_have_the_moments_of_the_law():
 def _check_mean(samples, want):
   sigma = samples.std(0) / np.sqrt(len(samples))
   assert (np.abs(samples.mean(0) - want) < 5 * sigma).all()
+
+
+@pytest.mark.parametrize('alpha', [-2.0, -0.7, 0.0, 2.0, 30.0])
+def test_dirichlet_gates_have_the_distribution_of_the_law(alpha):
+  """Of one gate of many, which is a beta distribution."""
+  alphas = jnp.tile(jnp.asarray([alpha, 0.0, -1.0]), (20_000, 1))
+  first = relax.dirichlet(alphas, 1.0, jax.random.key(1))[:, 0]
+  mine, *others = np.asarray(relax.concentration(alphas[0]), np.float64)
+  law = scipy.stats.beta(mine, sum(others))
+  assert (
+    scipy.stats.kstest(np.asarray(first, np.float64), law.cdf).pvalue > 0.01
+  )
+
+
+@every_relaxation
+def test_no_loop_makes_an_accelerator_wait_for_its_host(name):
+  """Nor one of the derivatives, as those of `jax.random.gamma` are."""
+
+  def first(alphas, rng):
+    return relax.gates(name, {'g': alphas}, 1.0, rng)['g'][:, 0].sum()
+
+  traced = jax.jit(jax.grad(first)).trace(jnp.zeros(SHAPE), jax.random.key(0))
+  program = traced.lower(lowering_platforms=('tpu',)).as_text()
+  assert 'stablehlo.while' not in program
 
 
 @pytest.mark.parametrize('alpha', [-1e4, -20.0, -5.0, 0.0, 5.0, 1e4])
