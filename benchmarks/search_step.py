@@ -42,7 +42,7 @@ from benchmarks import search_step_profile as profile_lib
 from benchmarks import search_step_report as report
 from benchmarks import search_step_setup as setup_lib
 from hwdarts_jax import spaces
-from hwdarts_jax.bilevel import hypergrad
+from hwdarts_jax.bilevel import hypergrad, relax
 from hwdarts_jax.jobs import common
 from hwdarts_jax.models import evaluations
 from hwdarts_jax.runtime import metrics as metrics_lib
@@ -61,6 +61,9 @@ _EVALUATION = flags.DEFINE_enum(
   'fused',
   sorted([*evaluations.EVALUATIONS, evaluations.SHARED]),
   'How edges are evaluated.',
+)
+_RELAXATION = flags.DEFINE_enum(
+  'relaxation', 'softmax', sorted(relax.RELAXATIONS), 'Of alphas to gates.'
 )
 _REMAT = flags.DEFINE_bool('remat', False, 'Keep convolutions only.')
 _FEATURES = flags.DEFINE_integer('features', 0, 'Of the first cell; 0: paper.')
@@ -108,6 +111,7 @@ def settings() -> setup_lib.Settings:
     devices=_DEVICES.value,
     dtype=_DTYPE.value,
     evaluation=_EVALUATION.value,
+    relaxation=_RELAXATION.value,
     remat=_REMAT.value,
     steps_per_call=_PER_CALL.value,
     features=_FEATURES.value,

@@ -47,6 +47,7 @@ class Settings:
     devices: size of the mesh.
     dtype: of activations.
     evaluation: 'plain', 'fused' or 'shared'.
+    relaxation: of alphas to gates.
     remat: keep outputs of convolutions only; of the fused evaluation.
     steps_per_call: bilevel steps of one call.
     features: of the first cell.
@@ -64,6 +65,7 @@ class Settings:
   devices: int = 1
   dtype: str = 'bfloat16'
   evaluation: str = 'fused'
+  relaxation: str = 'softmax'
   remat: bool = False
   steps_per_call: int = 1
   features: int = 0
@@ -222,6 +224,7 @@ def _make_problem(settings, spec, config, costs) -> update_lib.Problem:
     num_steps=num_steps,
     learning_rate=common.learning_rate(params_settings, num_steps),
     hypergrad=settings.hypergrad,
+    relaxation=settings.relaxation,
     objective=config.objective.name,
     reference_ms=uniform_ms(costs),
   )
