@@ -1,12 +1,16 @@
 """Workdirs of every space, as the jobs write them, without any training."""
 
 import json
+import types
 
+from etils import epath
+import ml_collections
 import numpy as np
 
 from configs import common as config_lib
 from hwdarts_jax import spaces
-from hwdarts_jax.jobs import common
+from hwdarts_jax.jobs import bounds as bounds_lib
+from hwdarts_jax.jobs import common, shortlist_candidates, shortlist_report
 from hwdarts_jax.latency import table as table_lib
 from hwdarts_jax.spaces import discretize
 
@@ -146,6 +150,50 @@ def write_pareto(folder, count=3):
   return record
 
 
+def write_shortlist(folder, search, targets_ms, size=4, slower=None):
+  """Writes the workdir of a shortlist of a search; returns its record.
+
+  What was trained is made up; all else is done as by the job. All candidates
+  were measured where `slower` says by what factor than predicted.
+  """
+  folder.mkdir(parents=True)
+  found = json.loads((search / 'config.json').read_text())['config']
+  config = found | {'job': 'shortlist'}
+  config['shortlist'] = found['shortlist'] | {'search_workdir': str(search)}
+  spec = spaces.make(found['space']['name'], **found['space']['deploy'])
+  latency = common.load_latency(config['latency'])(spec)
+  rows = (search / 'metrics.jsonl').read_text().splitlines()
+  probs = {
+    name.removeprefix('gates/'): np.array(value)
+    for name, value in json.loads(rows[-1]).items()
+    if name.startswith('gates/')
+  }
+  targets = []
+  for ms in targets_ms:
+    objective = {'target_ms': ms, 'constraints': {}, 'margin': 0.0}
+    bounds = bounds_lib.make(objective, spec, latency)
+    targets.append(shortlist_candidates.Target(bounds, probs))
+  candidates = [shortlist_candidates.best(spec, t, size) for t in targets]
+  keys = {c.key: None for some in candidates for c in some}
+  shortlist = types.SimpleNamespace(
+    config=ml_collections.ConfigDict(config),
+    specs=types.SimpleNamespace(deploy=spec),
+    latency=latency,
+    pool=types.SimpleNamespace(settings={'training': {'num_epochs': 2}}),
+    targets=targets,
+    candidates=candidates,
+    measured_ms={
+      c.genotype: slower * latency.of(spec, c.genotype)
+      for c in (c for some in candidates for c in some if slower)
+    },
+  )
+  # The last of all is the best, and no two are alike.
+  accuracies = {key: 0.5 + 0.03125 * i for i, key in enumerate(keys)}
+  _write(folder, config)
+  shortlist_report.write(epath.Path(folder), shortlist, accuracies)
+  return json.loads((folder / shortlist_report.RESULT).read_text())
+
+
 def _config(space, data, table, seed):
   config = config_lib.search_config(
     'configs/pixel4.py', 'toy', f'space={space},runlocal'
@@ -193,10 +241,11 @@ def _rows(spec, genotype, rng):
   return rows
 
 
-def _write(folder, config, rows, name, record):
+def _write(folder, config, rows=(), name='', record=None):
   versions = {'python': '3.11', 'hwdarts_jax': '0.1.0'}
   content = {'config': config, 'versions': versions, 'hashes': {'a': 'b'}}
   (folder / 'config.json').write_text(json.dumps(content))
   lines = [json.dumps(row) + '\n' for row in rows]
   (folder / 'metrics.jsonl').write_text(''.join(lines))
-  (folder / name).write_text(json.dumps(record))
+  if record is not None:
+    (folder / name).write_text(json.dumps(record))

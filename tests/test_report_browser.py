@@ -24,14 +24,15 @@ NASTY = '</script><script>window.hit=1</script><img src=x onerror=window.hit=1>'
 
 @pytest.fixture(scope='module')
 def pages(tmp_path_factory):
-  """Paths of pages: of each space, of a population, and of a hostile name."""
+  """Paths of pages: of spaces, a population, a shortlist, a hostile name."""
   folder = tmp_path_factory.mktemp('pages')
   for space in report_runs.DEPLOY:
     report_runs.write_search(folder / space, space, num_networks=40)
   report_runs.write_pareto(folder / 'pareto')
+  report_runs.write_shortlist(folder / 'shortlist', folder / 'darts', [9.0])
   report_runs.write_search(folder / 'nasty', data=NASTY)
   found = {}
-  for name in (*report_runs.DEPLOY, 'pareto', 'nasty'):
+  for name in (*report_runs.DEPLOY, 'pareto', 'shortlist', 'nasty'):
     others = ['darts'] if name == 'pareto' else []
     content = report.collect(
       report_read.read(folder / name),
@@ -86,7 +87,7 @@ def _settle(page):
   page.evaluate('new Promise((r) => setTimeout(r, 60))')
 
 
-@pytest.mark.parametrize('name', [*report_runs.DEPLOY, 'pareto'])
+@pytest.mark.parametrize('name', [*report_runs.DEPLOY, 'pareto', 'shortlist'])
 @pytest.mark.parametrize('size', [DESK, PHONE], ids=['desk', 'phone'])
 def test_every_section_fits_the_screen(visit, name, size):
   page = visit(name, size)
@@ -223,6 +224,32 @@ def test_points_of_the_front_tell_their_details(visit):
   page.click('#tab-front')
   page.locator('[data-kind=supernet]').click()
   assert dots.count() == 1
+
+
+def test_the_chosen_candidate_stands_out_and_leads_to_its_drawing(visit):
+  page = visit('shortlist')
+  page.click('#tab-front')
+  _settle(page)
+  rows = page.locator('table.candidates tbody tr')
+  assert rows.count() == 4
+  assert (
+    page.locator('table.candidates tr.chosen').inner_text().startswith('chosen')
+  )
+  assert page.locator('#front-plot').get_by_text('target 9 ms').is_visible()
+  page.get_by_role('button', name='predicted, ms').first.click()
+  shown = rows.locator('td:nth-child(3)').evaluate_all(
+    '(cells) => cells.map((c) => Number(c.dataset.value))'
+  )
+  assert shown == sorted(shown, reverse=True)
+  dots = page.locator('#front-plot .dot')
+  assert dots.count() == 4
+  dots.nth(2).focus()  # one that was not chosen has no drawing
+  assert 'candidate' in page.locator('.tip').inner_text()
+  page.keyboard.press('Enter')
+  assert page.locator('#panel-front').is_visible()
+  dots.nth(0).focus()
+  page.keyboard.press('Enter')
+  assert page.locator('#panel-architecture').is_visible()
 
 
 def test_tables_are_sorted_by_a_click(visit):

@@ -5,6 +5,7 @@ import shutil
 import signal
 import time
 
+import markupsafe
 import numpy as np
 import pytest
 import tiny_runs
@@ -98,6 +99,24 @@ def test_a_killed_run_goes_on_to_the_same_choice(
   assert result.code == 0, result.err
   for name in ('shortlist.json', 'pool.json', 'members/00.json'):
     assert _record(tmp_path / 'run', name) == _record(trained[0], name)
+
+
+def test_a_report_of_it_shows_what_was_to_choose_from(
+  nursery, trained, tmp_path
+):
+  workdir = shutil.copytree(trained[0], tmp_path / 'run')
+  result = nursery.run(
+    f'--config={tiny_runs.CONFIG}',
+    '--config.job=report',
+    f'--workdir={workdir}',
+  )
+  assert result.code == 0, result.err
+  text = (workdir / 'report.html').read_text()
+  for limit, target in zip(TARGETS, _record(workdir)['targets'], strict=True):
+    assert f'latency_ms of at most {limit:.4g} ms' in text
+    for candidate in target['candidates']:
+      assert str(markupsafe.escape(candidate['text'])) in text
+  assert (workdir / 'figures' / 'front_brief.png').exists()
 
 
 def test_what_another_shortlist_trained_is_taken(

@@ -1,8 +1,8 @@
 """Job `report`: one page that shows what a run found, and how.
 
 ``--config.job=report --workdir=W [--compare=W2,W3]`` reads the workdir of a
-search, a population, a training or an export, and what belongs to it, and
-writes report.html and figures/ (PNG and SVG) into it. The page needs no
+search, a population, a shortlist, a training or an export, and what belongs to
+it, and writes report.html and figures/ (PNG and SVG) into it. The page needs no
 network. Nothing is trained; the same inputs give the same page.
 """
 
@@ -78,10 +78,10 @@ def collect(
   if about is None:
     return report_sections.unfinished(own, family)
   known = report_architecture.latency(about)
-  source = family.get('pareto', family.get('search'))
-  rows = source.rows if source is not None else []
   architectures = [
-    report_architecture.architecture(about, i, known, rows)
+    report_architecture.architecture(
+      about, i, known, report_architecture.rows(family, i)
+    )
     for i in range(len(about.found))
   ]
   return report_sections.content(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hwdarts_jax import spaces
-from hwdarts_jax.jobs import common, genotype_files
+from hwdarts_jax.jobs import common, genotype_files, shortlist_report
 from hwdarts_jax.jobs.report_read import Family
 from hwdarts_jax.latency.table import LatencyTable
 from hwdarts_jax.report import costs, curves, graph
@@ -25,7 +25,8 @@ class Subject(NamedTuple):
   Attributes:
     spec: the deployed space.
     deploy: what the record of the run says of it.
-    found: records of the architectures, one or those of a population.
+    found: records of the architectures: one, or those of a population or of the
+      targets of a shortlist.
   """
 
   spec: NetworkSpec
@@ -53,7 +54,7 @@ def subject(family: Family) -> Subject | None:
   Raises:
     ValueError: a record is none of this project.
   """
-  for job in ('pareto', 'search', 'retrain', 'export'):
+  for job in ('shortlist', 'pareto', 'search', 'retrain', 'export'):
     run = family.get(job)
     if run is None or run.result is None:
       continue
@@ -61,6 +62,9 @@ def subject(family: Family) -> Subject | None:
     deploy = record['predicted'] if job == 'export' else record['deploy']
     spec = spaces.make(run.config['space']['name'], **deploy['spec'])
     found = record['members'] if job == 'pareto' else [record]
+    if job == 'shortlist':
+      found = shortlist_report.chosen(record)
+      deploy = found[0]['deploy'] if len(found) == 1 else deploy
     return Subject(spec, deploy, found)
   return None
 
@@ -91,6 +95,20 @@ def latency(about: Subject) -> Latency:
   return Latency(model, table, '')
 
 
+def rows(family: Family, number: int) -> curves.Rows:
+  """The metrics of the search of an architecture, as if it were alone.
+
+  None of a shortlist of a population, which takes means of its members.
+  """
+  search, pareto = family.get('search'), family.get('pareto')
+  shortlist = family.get('shortlist')
+  if pareto is None:
+    return [] if search is None else search.rows
+  if shortlist is not None and shortlist.result is not None:
+    return []
+  return [_of_member(r, number) for r in pareto.rows]
+
+
 def architecture(
   about: Subject, number: int, known: Latency, rows: curves.Rows
 ) -> Facts:
@@ -100,7 +118,7 @@ def architecture(
     about: the subject.
     number: of the architecture in it.
     known: of the device.
-    rows: of the metrics of its search.
+    rows: of the metrics of its search; see `rows`.
   """
   record = about.found[number]
   genotype = Genotype.from_dict(record['genotype'])
@@ -112,7 +130,8 @@ def architecture(
     'name': f'member {number:02d}' if many else 'the architecture found',
     'text': record['text'],
     'predicted_ms': predicted_ms(about, number),
-    'measured_ms': measured_ms(about.spec, genotype, known.table),
+    'measured_ms': record.get('deploy', {}).get('measured_ms')
+    or measured_ms(about.spec, genotype, known.table),
     'how': split.how,
     'parts': [_part(p, split.total_ms) for p in split.parts],
     'rest_ms': split.rest_ms,
@@ -120,9 +139,7 @@ def architecture(
     'strip': graph.strip(network, costs.sites_ms(network, known.table)),
     'kinds': graph.kinds(about.spec, genotype, split.parts),
     'gates': curves.gates(
-      [_of_member(r, number) for r in rows] if many else rows,
-      about.spec,
-      _MEMBER_POINTS if many else curves.MAX_POINTS,
+      rows, about.spec, _MEMBER_POINTS if many else curves.MAX_POINTS
     ),
   }
 

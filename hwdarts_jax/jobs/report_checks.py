@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 
 from hwdarts_jax.jobs import bounds as bounds_lib
-from hwdarts_jax.jobs import diagnose
+from hwdarts_jax.jobs import diagnose, report_shortlist, shortlist_report
 from hwdarts_jax.jobs.report_architecture import Facts, Latency
 from hwdarts_jax.jobs.report_read import Family, RESULTS, Run
 
@@ -26,15 +26,20 @@ def warnings(
   for job, run in family.items():
     if run.result is None:
       found.append(_unfinished(job, run))
-  search = family.get('search')
+  search, chosen = family.get('search'), report_shortlist.record(family)
   if search is not None:
     found += _of_rows(search)
-    if search.result is not None:
+    if search.result is not None and chosen is None:
       found += _of_search(search.result)
+  if chosen is not None:
+    found += report_shortlist.warnings(chosen)
+    for record in shortlist_report.chosen(chosen):
+      told = _of_predicted(record['deploy'])
+      found += [t for t in told if t not in found]
   pareto = family.get('pareto')
-  if pareto is not None and pareto.result is not None:
+  if pareto is not None and pareto.result is not None and chosen is None:
     found += _of_members(pareto.result['members'])
-  if len(architectures) == 1:
+  if len(architectures) == 1 and chosen is None:
     found += _undecided(architectures[0])
   if known.table is not None and known.table.kind == 'estimated':
     found.append(
@@ -52,9 +57,12 @@ def _unfinished(job: str, run: Run) -> str:
   step = run.rows[-1]['step'] if run.rows else 0
   steps = run.config.get('search', {}).get('num_steps')
   far = f'{step} of {steps}' if job in ('search', 'pareto') else f'{step}'
+  told = f'The {job} in {run.path} is not finished (there is no {RESULTS[job]})'
+  if job == 'shortlist':  # whose metrics are those of its chunks
+    return f'{told}. The same command goes on.'
   return (
-    f'The {job} in {run.path} is not finished (there is no {RESULTS[job]}): '
-    f'its metrics end at step {far}. The same command goes on from there.'
+    f'{told}: its metrics end at step {far}. The same command goes on from '
+    'there.'
   )
 
 
@@ -81,7 +89,12 @@ def _of_search(record: Facts) -> list[str]:
       f'derived from it is predicted at {predicted:.2f} ms: the gates had not '
       'settled, so what was traded was not what came out.'
     )
-  card = deploy['predictor']
+  return found + _of_predicted(deploy)
+
+
+def _of_predicted(deploy: Facts) -> list[str]:
+  """How far the predicted latency of an architecture can be trusted."""
+  predicted, card, found = deploy['predicted_ms'], deploy['predictor'], []
   if card.get('measured_ms'):
     low, high = card['measured_ms']
     if not low <= predicted <= high:

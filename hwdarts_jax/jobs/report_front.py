@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import os
 from typing import Any
 
@@ -10,7 +10,7 @@ from etils import epath
 import numpy as np
 
 from hwdarts_jax import front, oracle
-from hwdarts_jax.jobs import pareto_report, report_read
+from hwdarts_jax.jobs import pareto_report, report_read, report_shortlist
 from hwdarts_jax.jobs.report_architecture import (
   Facts,
   predicted_ms,
@@ -26,6 +26,7 @@ TRUTH = 'cifar10'  # the data set of NAS-Bench-201 that is drawn
 KINDS = {
   'retrained': 'test accuracy, trained on its own (%)',
   'truth': 'CIFAR-10 test accuracy, NAS-Bench-201 (%)',
+  'brief': 'validation accuracy, trained briefly (%)',
   'shared': 'validation accuracy, params shared by members (%)',
   'supernet': 'validation accuracy of the supernet (%)',
 }
@@ -81,8 +82,7 @@ def points(families: Sequence[Family], device: str) -> tuple[list[Facts], int]:
     if about.deploy['device'] != device:
       others += len(about.found)
       continue
-    for number in range(len(about.found)):
-      point = _point(family, about, number, is_own=i == 0)
+    for point in _points(family, about, is_own=i == 0):
       key = point['run'], point['text']
       first = found.setdefault(key, point)
       # A training that was named alone tells more of what is there already.
@@ -95,9 +95,21 @@ def points(families: Sequence[Family], device: str) -> tuple[list[Facts], int]:
   return shown, others
 
 
+def _points(family: Family, about: Subject, is_own: bool) -> Iterator[Facts]:
+  """Yields those that were found, and the other candidates of a shortlist."""
+  for number in range(len(about.found)):
+    yield _point(family, about, number, is_own)
+  others, names = report_shortlist.candidates(family, about)
+  for number, name in enumerate(names):
+    point = _point(family, others, number, is_own=False)
+    yield point | {'name': f'{os.path.basename(point["run"])} {name}'}
+
+
 def _point(family: Family, about: Subject, number: int, is_own: bool) -> Facts:
   record = about.found[number]
-  run = next(family[j] for j in report_read.RESULTS if j in family)
+  chosen = report_shortlist.record(family) is not None
+  jobs = ('shortlist', *report_read.RESULTS) if chosen else report_read.RESULTS
+  run = next(family[j] for j in jobs if j in family)
   name = run.path.name
   many = len(about.found) > 1
   costs = record.get('deploy', record)
@@ -133,6 +145,8 @@ def accuracies(family: Family, about: Subject, number: int) -> dict[str, float]:
   if about.spec.space == oracle.SPACE:
     genotype = Genotype.from_dict(record['genotype'])
     found['truth'] = oracle.accuracy(genotype, TRUTH)
+  if 'shortlist' in record:
+    found['brief'] = 100 * record['shortlist']['val_accuracy']
   if 'supernet_val_accuracy' in record:
     found['shared'] = 100 * record['supernet_val_accuracy']
   elif 'search' in record:

@@ -16,15 +16,19 @@ CONFIG = 'config.json'
 RESULTS = {
   'search': 'genotype.json',
   'pareto': 'front.json',
+  'shortlist': 'shortlist.json',
   'retrain': 'retrain.json',
   'export': 'export.json',
   'evaluate': 'evaluate.json',
 }
 _ORIGINS = {
+  'shortlist': ('search_workdir',),
   'retrain': ('search_workdir', 'genotype'),
   'export': ('retrain_workdir',),
   'evaluate': ('search_workdir', 'genotype'),
 }
+# What is made of an architecture; an export comes of a training, so after it.
+_MADE = ('retrain', 'export', 'evaluate')
 _MAX_NEIGHBOURS = 1000
 
 
@@ -103,13 +107,14 @@ def family(run: Run, others: Sequence[Run] = ()) -> Family:
   """The run, what it began from, and what was made of it, by job.
 
   What was made of it is looked for among `others`, and beside it, in the same
-  parent folder.
+  parent folder. A shortlist is a subject of its own, which the report of its
+  search leaves out.
   """
   found = {run.job: run}
   _add_origins(run, found)
   neighbours = [r for r in others if r.result is not None]
   neighbours += _neighbours(run)
-  for job in _ORIGINS:  # an export comes of a training, so after it
+  for job in _MADE:
     for other in neighbours:
       if other.job == job and job not in found and _is_of(other, found):
         found[job] = other
@@ -159,7 +164,9 @@ def _neighbours(run: Run) -> Iterator[Run]:
 
 def _is_of(other: Run, found: Family) -> bool:
   """Whether a run began from the last one of the family that it could."""
-  last = 'retrain' if other.job == 'export' else None
+  # A shortlist has chosen what its search has not.
+  last = 'shortlist' if 'shortlist' in found else None
+  last = 'retrain' if other.job == 'export' else last
   sources = [found.get(last)] if last else [found.get(j) for j in RESULTS]
   paths = [_real(s.path) for s in sources if s is not None]
   return any(_real(path) in paths for path in origins(other))

@@ -10,7 +10,7 @@ import shlex
 from typing import Any
 
 from hwdarts_jax import oracle
-from hwdarts_jax.jobs import summary
+from hwdarts_jax.jobs import report_shortlist, summary
 from hwdarts_jax.jobs.report_architecture import (
   Facts,
   Latency,
@@ -45,6 +45,7 @@ def content(
     'quality': _quality(about, known),
     'measured': _measured(family),
     'front': front,
+    'shortlist': report_shortlist.section(family),
     'device': _device(about, known),
   }
 
@@ -65,6 +66,7 @@ def unfinished(own: Run, family: Family) -> Content:
     'quality': missing,
     'measured': missing,
     'front': missing,
+    'shortlist': None,
     'device': missing,
   }
 
@@ -103,6 +105,9 @@ def headline(family: Family, about: Subject, data: str) -> str:
   """One sentence: what was found, how fast it is, whether that is enough."""
   device = about.deploy['device']
   count = len(about.found)
+  chosen = report_shortlist.record(family) is not None
+  if chosen and count > 1:
+    return report_shortlist.headline(about.found, device, data)
   if 'pareto' in family and count > 1:
     times = [m['predicted_ms'] for m in about.found]
     on_front = sum(m['is_on_front'] for m in about.found)
@@ -113,7 +118,13 @@ def headline(family: Family, about: Subject, data: str) -> str:
   ms = predicted_ms(about)
   if ms is None:
     return f'An architecture for {data}, for no device in particular.'
-  text = f'An architecture for {data} with {ms:.2f} ms predicted on {device}'
+  what, how = 'An architecture', 'predicted'
+  if chosen:
+    size = about.found[0]['shortlist']['size']
+    what = f'The most accurate of {size} candidates'
+  if about.deploy.get('measured_ms'):
+    ms, how = about.deploy['measured_ms'], 'measured'
+  text = f'{what} for {data} with {ms:.2f} ms {how} on {device}'
   bound = _bound(about)
   if bound is None:
     return f'{text}.'
@@ -130,8 +141,13 @@ def _stats(
   family: Family, about: Subject, architectures: list[Facts]
 ) -> list[Facts]:
   """The figures of the headline: label, value, unit, and a note."""
+  chosen = report_shortlist.record(family) is not None
   if len(about.found) > 1:
-    return _stats_of_many(about)
+    return (
+      report_shortlist.stats(family, about.found)
+      if chosen
+      else _stats_of_many(about)
+    )
   (record,), (drawn,) = about.found, architectures
   deploy = record.get('deploy', {})
   found = []
@@ -153,6 +169,8 @@ def _stats(
     )
     found.append(_stat('target', bound['target'], 'ms', note))
   found += _accuracies(family, record)
+  if chosen:
+    found += report_shortlist.stats(family, about.found)
   costs = deploy or record
   for key, unit in (('macs', 'M MACs'), ('params', 'M params')):
     if key in costs:
@@ -301,9 +319,17 @@ def _commands(own: Run, family: Family) -> list[Facts]:
   """What one may do next, with the settings of the run."""
   search, pareto = family.get('search'), family.get('pareto')
   trained, found = family.get('retrain'), []
-  if search is not None and search.result is not None:
+  chosen = report_shortlist.record(family)
+  if chosen is not None:
+    path, several = family['shortlist'].path, len(chosen['targets']) > 1
+    found.append(
+      ('Train a chosen one', summary.retrain_member_command(path))
+      if several
+      else ('Train it', summary.retrain_command(path))
+    )
+  elif search is not None and search.result is not None:
     found.append(('Train it', summary.retrain_command(search.path)))
-  if pareto is not None and pareto.result is not None:
+  elif pareto is not None and pareto.result is not None:
     found.append(
       ('Train a member', summary.retrain_member_command(pareto.path))
     )

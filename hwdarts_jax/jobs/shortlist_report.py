@@ -28,12 +28,12 @@ def write(
     accuracies: of all candidates, by their keys.
   """
   content = record(shortlist, accuracies)
-  chosen = [_chosen(content, target) for target in content['targets']]
-  if len(chosen) == 1:
-    workdir_lib.write_json_atomic(path / genotype_files.GENOTYPE, chosen[0])
+  found = chosen(content)
+  if len(found) == 1:
+    workdir_lib.write_json_atomic(path / genotype_files.GENOTYPE, found[0])
   else:
     (path / pareto_report.MEMBERS).mkdir(exist_ok=True)
-    for i, member in enumerate(chosen):
+    for i, member in enumerate(found):
       workdir_lib.write_json_atomic(pareto_report.member_path(path, i), member)
   workdir_lib.write_json_atomic(path / RESULT, content)
 
@@ -112,23 +112,39 @@ def _bound(
   }
 
 
-def _chosen(
-  content: Mapping[str, Any], target: Mapping[str, Any]
+def chosen(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """The genotype that was chosen for each target, as `of_candidate` has it."""
+  found = []
+  for target in content['targets']:
+    (best,) = (c for c in target['candidates'] if c['is_chosen'])
+    found.append(of_candidate(content, target, best))
+  return found
+
+
+def of_candidate(
+  content: Mapping[str, Any],
+  target: Mapping[str, Any],
+  candidate: Mapping[str, Any],
 ) -> dict[str, Any]:
-  """The file of a genotype, as other jobs read it."""
-  (best,) = (c for c in target['candidates'] if c['is_chosen'])
+  """The file of a genotype, as other jobs read it.
+
+  Args:
+    content: of shortlist.json.
+    target: one of its targets.
+    candidate: one of the candidates for that.
+  """
   first = target['candidates'][0]
   return {
     'space': content['space'],
-    'genotype': best['genotype'],
-    'text': best['text'],
+    'genotype': candidate['genotype'],
+    'text': candidate['text'],
     'seed': content['seed'],
-    'deploy': content['deploy'] | {k: best[k] for k in _OF_DEPLOYED},
+    'deploy': content['deploy'] | {k: candidate[k] for k in _OF_DEPLOYED},
     'shortlist': {
       'size': len(target['candidates']),
-      'val_accuracy': best['val_accuracy'],
+      'val_accuracy': candidate['val_accuracy'],
       'val_accuracy_of_first': first['val_accuracy'],
-      'is_first': best is first,
+      'is_first': candidate is first,
       'trained': content['trained'],
     },
   }
@@ -165,14 +181,9 @@ def _target_lines(
 ) -> list[str]:
   """What is told of one target."""
   candidates = target['candidates']
-  bounds = candidates[0]['bounds']
-  asked = ', '.join(
-    f'{name} of at most {b["target"]:.4g} {b["unit"]}'
-    for name, b in bounds.items()
-  )
   file = '' if number is None else f' (members/{number:02d}.json)'
   lines = [
-    f'{len(candidates)} candidates on {device}, {asked or "no bound"}{file}; '
+    f'{len(candidates)} candidates on {device}, {asked(target)}{file}; '
     '* is chosen:',
     '   val accuracy  predicted ms  measured ms  log prob  architecture',
   ]
@@ -187,3 +198,15 @@ def _target_lines(
 
 def _ms(value: float | None) -> str:
   return '-' if value is None else f'{value:.2f}'
+
+
+def asked(target: Mapping[str, Any]) -> str:
+  """The bounds of a target, in words."""
+  bounds = target['candidates'][0]['bounds']
+  return (
+    ', '.join(
+      f'{name} of at most {b["target"]:.4g} {b["unit"]}'
+      for name, b in bounds.items()
+    )
+    or 'no bound'
+  )

@@ -107,10 +107,11 @@
           'stroke-dasharray': '2 4', d: staircase(best.map((p) => [p.ms,
             p.accuracy[kind.key]]), sx, sy) }));
       }
-      for (const target of new Set(shown.filter((p) => p.own)
-        .map((p) => p.target_ms))) {
-        if (target && shown.length < 6 && target > wide[0]
-          && target < wide[1]) {
+      const targets = new Set(shown.filter((p) => p.own)
+        .map((p) => p.target_ms));
+      for (const target of targets) {
+        if (target && (shown.length < 6 || targets.size < 4)
+          && target > wide[0] && target < wide[1]) {
           svg.append(
             Report.svg('line', { class: 'cursor', x1: sx(target),
               x2: sx(target), y1: box.top, y2: box.bottom }),
