@@ -44,7 +44,7 @@ from benchmarks import search_step_setup as setup_lib
 from hwdarts_jax import spaces
 from hwdarts_jax.bilevel import hypergrad, relax
 from hwdarts_jax.jobs import common
-from hwdarts_jax.models import evaluations
+from hwdarts_jax.models import evaluations, fans
 from hwdarts_jax.runtime import metrics as metrics_lib
 
 _SPACE = flags.DEFINE_enum('space', 'darts', spaces.names(), 'Space.')
@@ -65,7 +65,9 @@ _EVALUATION = flags.DEFINE_enum(
 _RELAXATION = flags.DEFINE_enum(
   'relaxation', 'softmax', sorted(relax.RELAXATIONS), 'Of alphas to gates.'
 )
-_REMAT = flags.DEFINE_bool('remat', False, 'Keep convolutions only.')
+_REMAT = flags.DEFINE_enum(
+  'remat', 'nothing', sorted(fans.REMATS), 'What backward computes again.'
+)
 _FEATURES = flags.DEFINE_integer('features', 0, 'Of the first cell; 0: paper.')
 _CELLS = flags.DEFINE_integer('cells', 0, 'Of the supernet; 0: paper.')
 _IMAGE = flags.DEFINE_integer('image_size', 0, 'Pixels; 0: paper.')

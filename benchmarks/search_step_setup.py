@@ -48,7 +48,7 @@ class Settings:
     dtype: of activations.
     evaluation: 'plain', 'fused' or 'shared'.
     relaxation: of alphas to gates.
-    remat: keep outputs of convolutions only; of the fused evaluation.
+    remat: what the fused evaluation computes again.
     steps_per_call: bilevel steps of one call.
     features: of the first cell.
     cells: of the supernet.
@@ -66,7 +66,7 @@ class Settings:
   dtype: str = 'bfloat16'
   evaluation: str = 'fused'
   relaxation: str = 'softmax'
-  remat: bool = False
+  remat: str = 'nothing'
   steps_per_call: int = 1
   features: int = 0
   cells: int = 0
@@ -202,10 +202,10 @@ def _make_state(settings, problem, config) -> update_lib.SearchState:
 
 def _make_problem(settings, spec, config, costs) -> update_lib.Problem:
   """What the search job optimizes, with one batch group a device."""
-  if settings.remat and settings.evaluation != 'fused':
+  if settings.remat != 'nothing' and settings.evaluation != 'fused':
     raise ValueError(
-      f'remat is True and evaluation {settings.evaluation!r}; only the fused '
-      'evaluation can compute activations again.'
+      f'remat is {settings.remat!r} and evaluation {settings.evaluation!r}; '
+      'only the fused evaluation can compute anything again.'
     )
   network = common.section(config, 'network')
   network |= {'bn_groups': settings.devices, 'dtype': settings.dtype}

@@ -269,14 +269,22 @@ def test_one_convolution_for_several_candidates_is_that_of_the_chosen(name):
     assert _far(want, got) < 1e-5
 
 
-@pytest.mark.parametrize('setting', ['scan', 'remat'])
+@pytest.mark.parametrize(
+  ('name', 'settings'),
+  [
+    ('nasbench201', {'scan': True}),
+    ('nasbench201', {'remat': 'activations'}),
+    ('darts', {'remat': 'first_convolutions'}),
+  ],
+  ids=['scan', 'remat', 'more remat'],
+)
 def test_a_loop_over_cells_or_less_memory_changes_no_gradient(
-  setting, monkeypatch
+  name, settings, monkeypatch
 ):
-  case = _case('nasbench201')
+  case = _case(name)
   # The loop is left out where it is slow, on CPU.
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  net = dataclasses.replace(case.fused, **{setting: True})
+  net = dataclasses.replace(case.fused, **settings)
   run = quick_jit(functools.partial(case.losses, net, train=True))
   _assert_same(case.reference[0], run(case.stacked, image=case.images[0]), case)
 

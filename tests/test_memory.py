@@ -54,7 +54,7 @@ def _compiled(plan):
 
 def _compile(problem):
   """Each problem once for all tests."""
-  remat = getattr(problem.network, 'remat', False)
+  remat = getattr(problem.network, 'remat', 'nothing')
   return _compiled(memory.Plan(remat, problem.batch_parts))
 
 

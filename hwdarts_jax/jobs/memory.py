@@ -1,7 +1,7 @@
 """How a search is made to fit into the memory of a device.
 
 What fills it are the values that backward passes need. There are two ways to
-keep fewer of them, and both cost time: to compute again what is cheap
+keep fewer of them, and both cost time: to compute some of them again
 (`fused.FusedNetwork.remat`), and to evaluate a batch in parts
 (`Problem.batch_parts`). The first plan that fits is taken. Whether it does is
 known for certain when the step is compiled, before it ever runs; plans that
@@ -23,6 +23,11 @@ from hwdarts_jax.models import fused
 from hwdarts_jax.runtime.workdir import UserError
 
 GB = 1e9
+_REMATS = {
+  'nothing': '',
+  'activations': 'activations are computed again',
+  'first_convolutions': 'activations and first convolutions are computed again',
+}
 
 
 class OutOfMemoryError(UserError):
@@ -33,16 +38,16 @@ class Plan(NamedTuple):
   """How memory is saved.
 
   Attributes:
-    remat: keep outputs of convolutions only.
+    remat: what the fused evaluation computes again.
     batch_parts: parts that a batch is evaluated in.
   """
 
-  remat: bool = False
+  remat: str = 'nothing'
   batch_parts: int = 1
 
   def __str__(self):
     parts = [
-      'activations are computed again' if self.remat else '',
+      _REMATS[self.remat],
       f'batches in {self.batch_parts} parts' if self.batch_parts > 1 else '',
     ]
     return ', '.join(filter(None, parts)) or 'nothing saved'
@@ -62,8 +67,9 @@ def plans(problem: Problem, num_devices: int = 1) -> tuple[Plan, ...]:
     if groups % n == 0 and (n == 1 or groups // n % num_devices == 0)
   ]
   if not isinstance(problem.network, fused.FusedNetwork):
-    return tuple(Plan(False, n) for n in parts)
-  return (Plan(), *(Plan(True, n) for n in parts))
+    return tuple(Plan(batch_parts=n) for n in parts)
+  *rest, last = problem.network.remats
+  return (*map(Plan, rest), *(Plan(last, n) for n in parts))
 
 
 def planned(problem: Problem, plan: Plan) -> Problem:

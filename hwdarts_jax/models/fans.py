@@ -16,8 +16,15 @@ from hwdarts_jax.models import op as op_lib
 
 Tree = Any
 Path = tuple[str, ...]
-# Name of the values that a rematerialized backward pass keeps.
-CONV = 'conv'
+# Names of outputs of convolutions, the last of an op and others.
+_CONV = 'conv'
+_FIRST_CONV = 'first conv'
+# What a backward pass keeps, by what it computes again; None is everything.
+REMATS: dict[str, tuple[str, ...] | None] = {
+  'nothing': None,
+  'activations': (_CONV, _FIRST_CONV, mixing.MOMENTS),
+  'first_convolutions': (_CONV, mixing.MOMENTS),
+}
 # Convolutions share a call where this share of its taps is not zero.
 _MIN_TAPS = 0.5
 
@@ -143,11 +150,14 @@ class Fan:
     # Gates of each batch group would need kernels of each.
     if self.context.one_hot and is_last and len(chains[0].gates) == 1:
       kernel = convs.beside(_chosen(kernels, [c.gates for c in chains]))
-      y = self._five(self._conv(x, kernel, widest.stages[0]), 1, count)
+      y = self._conv(x, kernel, widest.stages[0], _CONV)
+      y = self._five(y, 1, count)
       parts.append(self._part_of_chosen(y, [c.gates for c in chains], norms))
       return {}
     kernel = jnp.concatenate([convs.beside(k) for k in kernels], axis=-1)
-    y = self._five(self._conv(x, kernel, widest.stages[0]), len(chains), count)
+    name = _CONV if is_last else _FIRST_CONV
+    y = self._conv(x, kernel, widest.stages[0], name)
+    y = self._five(y, len(chains), count)
     if is_last:
       parts.append(self._part(y, [c.gates for c in chains], norms))
       return {}
@@ -156,8 +166,10 @@ class Fan:
       for i, stage in enumerate(chain.stages[1:], start=1):
         kernel = convs.diagonal(chain.kernels[i])
         h = h.reshape(x.shape[0], *self._size(x), kernel.shape[2])
-        y = self._five(self._conv(h, kernel, stage), 1, count)
-        if i + 1 < len(chain.stages):
+        is_last = i + 1 == len(chain.stages)
+        name = _CONV if is_last else _FIRST_CONV
+        y = self._five(self._conv(h, kernel, stage, name), 1, count)
+        if not is_last:
           (h,), updated = self._norm_relu(y, (chain.norm(i),))
           new |= updated
       parts.append(self._part(y, [chain.gates], (chain.norm(-1),)))
@@ -208,13 +220,13 @@ class Fan:
           )
     return new
 
-  def _conv(self, x, kernel, stage: op_lib.Stage):
+  def _conv(self, x, kernel, stage: op_lib.Stage, name: str):
     """A dense convolution; of two batches only the first trains its kernel."""
     if self.mode.halves:
       y = convs.convolve_pair(stage, self.mode.groups // 2, x, kernel)
     else:
       y = convs.convolve(stage, x, kernel, self.context.dense)
-    return checkpoint_name(y, CONV)
+    return checkpoint_name(y, name)
 
   def _by_itself(self, op: op_lib.Op, name: str, x, count: int):
     """Evaluates an op as the plain network does, edge by edge."""

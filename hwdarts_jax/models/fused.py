@@ -40,13 +40,15 @@ class FusedNetwork:
     spec: what to compute; searched ops have no affine batch norms.
     context: settings shared by all ops; `spec.pool_bn` overrides its own.
     scan: evaluate equal cells in a loop: a smaller program, compiled sooner.
-    remat: keep only outputs of convolutions for the backward pass.
+    remat: what the backward pass computes again, see `fans.REMATS`: nothing,
+      activations (all but convolutions), or also first_convolutions, those
+      that another one of the same op follows.
   """
 
   spec: NetworkSpec
   context: op_lib.Context = op_lib.Context(affine=False)
   scan: bool = False
-  remat: bool = False
+  remat: str = 'nothing'
 
   def __post_init__(self):
     if self.context.affine:
@@ -54,6 +56,20 @@ class FusedNetwork:
         'context.affine is True; the fused evaluation takes False, which '
         'supernets have.'
       )
+
+  @property
+  def remats(self) -> tuple[str, ...]:
+    """All `remat` that differ for this network, from most to least kept."""
+    stages = (
+      op_lib.get(op)(run.cells[0].features, bundle.stride, self.context).stages(
+        bundle.in_shape
+      )
+      for run in stacking.runs(self.spec)
+      for bundle in run.bundles
+      for op in bundle.ops
+    )
+    has_first = any(found and len(found) > 1 for found in stages)
+    return tuple(fans.REMATS) if has_first else tuple(fans.REMATS)[:-1]
 
   @property
   def plain(self) -> network_lib.Network:
@@ -154,8 +170,9 @@ class FusedNetwork:
     stats: dict[str, Any] = {}
     for run in stacking.runs(spec):
       cell: Any = functools.partial(_cell, run, context, mode)
-      if self.remat:
-        policy = jax.checkpoint_policies.save_only_these_names(fans.CONV)
+      kept = fans.REMATS[self.remat]
+      if kept is not None:
+        policy = jax.checkpoint_policies.save_only_these_names(*kept)
         cell = jax.checkpoint(cell, policy=policy)
       inputs = {node: outputs[source] for node, source in run.cells[0].inputs}
       own = tuple(

@@ -1,7 +1,8 @@
 """Networks of one space that are trained side by side, each on its own params.
 
 Their architectures are data: all are one supernet with one-hot gates, so one
-program serves any of them. An op that no member has is computed all the same.
+program serves any of them. An op that no member has is computed all the same,
+but for convolutions that can be one (`Context.one_hot`).
 """
 
 from __future__ import annotations

@@ -20,11 +20,14 @@ import math
 from typing import Any, NamedTuple
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 import numpy as np
 
 from hwdarts_jax.models.layers import EPSILON, param_dtype
 
+# Name of statistics of a batch, for rematerialization: a few kilobytes.
+MOMENTS = 'moments'
 # Sums over examples and pixels are taken in so many pieces at a time.
 _PIECES = 128
 
@@ -130,7 +133,8 @@ def _moments(ys: Sequence[jax.Array]) -> list[Moments]:
   for i, origin in enumerate(origins):
     mean, square = sums[i] / size, sums[len(ys) + i] / size
     var = jnp.maximum(square - jnp.square(mean), 0)
-    found.append(Moments(origin + mean, var))
+    both = Moments(origin + mean, var)
+    found.append(Moments(*(checkpoint_name(m, MOMENTS) for m in both)))
   return found
 
 
