@@ -26,6 +26,8 @@ _ALLOWED = {
   ('runtime/workdir.py', 'os.open'): 'fsync of a local folder',
   ('jobs/export_measure.py', 'pathlib.Path'): 'what a runner sends to a device',
   ('jobs/export_measure.py', 'tempfile.TemporaryDirectory'): 'likewise',
+  ('jobs/shortlist_measure.py', 'pathlib.Path'): "a harness's table",
+  ('jobs/shortlist_measure.py', 'tempfile.TemporaryDirectory'): 'likewise',
 }
 _LOCAL_MODULES = ('shutil', 'tempfile', 'glob')
 _LOCAL_CALLS = ('open', 'io.open', 'pathlib.Path', 'pathlib.PosixPath')

@@ -4,6 +4,7 @@ import dataclasses
 import types
 
 from etils import epath
+import fake_bucket
 import harness_fakes
 import numpy as np
 import pytest
@@ -166,19 +167,28 @@ def test_another_machine_measures_and_the_next_start_goes_on(
   assert all(measured[c.genotype] <= 8.0 for c in found.candidates[0])
 
 
+@pytest.mark.parametrize('workdir', ['disk', 'gs://bucket/runs'])
 def test_a_runner_measures_at_once_and_a_second_start_asks_nothing(
-  tmp_path, monkeypatch
+  tmp_path, monkeypatch, workdir
 ):
+  """Wherever the workdir is; nothing is left in the folder of the command."""
+  fake_bucket.install(monkeypatch, tmp_path / 'objects')
+  (tmp_path / 'here').mkdir()
+  monkeypatch.chdir(tmp_path / 'here')
+  path = epath.Path(tmp_path / 'disk' if workdir == 'disk' else workdir)
+  path.mkdir()
   device = harness_fakes.use(monkeypatch, harness_fakes.Device())
   shortlist = _shortlist(8, (11.0,))
   shortlist.config.space = types.SimpleNamespace(
     deploy=types.SimpleNamespace(to_dict=lambda: harness_fakes.SETTINGS)
   )
-  found = measure_lib.refine(shortlist, epath.Path(tmp_path))
+  found = measure_lib.refine(shortlist, path)
   asked = list(device.asked)
   assert asked
-  assert measure_lib.refine(shortlist, epath.Path(tmp_path)) == found
+  assert measure_lib.refine(shortlist, path) == found
   assert device.asked == asked
+  assert (path / 'measure' / 'paper.nasbench201.000.json').exists()
+  assert not list((tmp_path / 'here').iterdir())
 
 
 def test_a_table_of_other_networks_is_refused(tmp_path, monkeypatch):

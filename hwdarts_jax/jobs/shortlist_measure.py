@@ -18,6 +18,7 @@ from collections.abc import Mapping
 import dataclasses
 import itertools
 import pathlib
+import tempfile
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -232,7 +233,7 @@ def _measured(
     if not config.shortlist.runner:
       print(_command(config, asked, out, len(genotypes)))
       return None
-    _run(shortlist, genotypes, pathlib.Path(out))
+    _run(shortlist, genotypes, out)
   rows = table_lib.load(str(out)).networks
   found = {
     r.genotype: r.value_ms for r in rows if r.spec_hash == deploy.spec_hash()
@@ -248,24 +249,32 @@ def _measured(
   return found
 
 
-def _run(shortlist: Any, genotypes: list[Genotype], out: pathlib.Path) -> None:
-  """Measures networks by the harness; goes on where an earlier run stopped."""
+def _run(shortlist: Any, genotypes: list[Genotype], out: epath.Path) -> None:
+  """Measures networks by the harness; goes on where an earlier run stopped.
+
+  A harness writes on this machine alone. For a workdir elsewhere its table is
+  copied there when it is finished, so an interrupted round begins anew.
+  """
   from hwdarts_jax.harness import plan, session
 
   settings, deploy = shortlist.config.shortlist, shortlist.specs.deploy
   print(f'{len(genotypes)} networks are measured by {settings.runner!r}.')
-  session.run(
-    session.Request(
-      plan=plan.of_networks(
-        deploy, shortlist.config.space.deploy.to_dict(), genotypes
-      ),
-      out=out,
-      runner=settings.runner,
-      dtype=settings.runner_dtype,
-      batch=settings.runner_batch,
-      skip_failed=True,
+  with tempfile.TemporaryDirectory(prefix='hwdarts_jax-') as folder:
+    local = workdir_lib.is_local(out)
+    table = session.run(
+      session.Request(
+        plan=plan.of_networks(
+          deploy, shortlist.config.space.deploy.to_dict(), genotypes
+        ),
+        out=pathlib.Path(out) if local else pathlib.Path(folder, out.name),
+        runner=settings.runner,
+        dtype=settings.runner_dtype,
+        batch=settings.runner_batch,
+        skip_failed=True,
+      )
     )
-  )
+  if not local:
+    table_lib.save(table, out)
 
 
 def _command(config: Any, asked: epath.Path, out: epath.Path, count: int):
