@@ -11,6 +11,7 @@ import tiny_runs
 from hwdarts_jax import jobs
 from hwdarts_jax.jobs import common, feeding, settings
 from hwdarts_jax.latency import table as table_lib
+from hwdarts_jax.runtime import sweep_table
 
 CONFIGS = sorted(
   p.stem
@@ -116,3 +117,8 @@ def test_the_default_workdir_belongs_to_the_settings(load_config, main_module):
       config.update_from_flattened_dict({name: changed})
     seen.add(main_module.default_workdir(config))
   assert len(seen) == 1 + len(list(_leaves(first.to_dict())))
+
+
+def test_every_job_has_a_row_in_the_table_of_a_sweep(main_module):
+  """A report has none of its own: it is made of another's workdir."""
+  assert {*sweep_table.RESULTS} == {*main_module.JOBS} - {'report'}

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import numpy as np
 from PIL import Image
 import pytest
+import report_runs
 import tiny_runs
 
 from hwdarts_jax.jobs import (
@@ -28,6 +29,7 @@ from hwdarts_jax.jobs import (
   pareto_report,
   predictor_report,
   retrain,
+  shortlist_report,
 )
 from hwdarts_jax.runtime import sweep_table
 from hwdarts_jax.runtime.workdir import UserError
@@ -333,9 +335,31 @@ def test_a_finished_run_is_known_by_what_its_job_writes_last():
   assert sweep_table.RESULTS == {
     'search': genotype_files.GENOTYPE,
     'pareto': pareto_report.FRONT,
+    'shortlist': shortlist_report.RESULT,
     'retrain': retrain.RESULT,
     'evaluate': evaluate.RESULT,
     'describe': describe.RESULT,
     'predictor': predictor_report.METRICS,
     'export': export.RESULT,
   }
+
+
+def test_a_shortlist_of_one_target_is_a_row_with_what_was_chosen(tmp_path):
+  """Of several targets there is a file each, which no row can tell."""
+  found = report_runs.write_search(tmp_path / 'search', 'nasbench201')
+  ms = found['deploy']['predicted_ms']
+  rows, records = [], []
+  for targets in ([ms], [0.9 * ms, 1.1 * ms]):
+    workdir = tmp_path / f'{len(targets)}'
+    records.append(
+      report_runs.write_shortlist(workdir, tmp_path / 'search', targets)
+    )
+    rows.append(sweep_table.row({'target': targets}, workdir))
+  one, two = rows
+  (target,) = records[0]['targets']
+  (chosen,) = [c for c in target['candidates'] if c['is_chosen']]
+  assert one['accuracy'] == chosen['val_accuracy']
+  assert one['predicted_ms'] == chosen['predicted_ms']
+  assert (one['text'], one['macs']) == (chosen['text'], chosen['macs'])
+  assert two['accuracy'] is two['predicted_ms'] is None
+  assert one['status'] == two['status'] == sweep_table.FINISHED

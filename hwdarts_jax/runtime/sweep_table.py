@@ -19,18 +19,22 @@ MISSING = 'not run, or not to its end'
 RESULTS = {
   'search': 'genotype.json',
   'pareto': 'front.json',
+  'shortlist': 'shortlist.json',
   'retrain': 'retrain.json',
   'evaluate': 'evaluate.json',
   'describe': 'describe.json',
   'predictor': 'metrics.json',
   'export': 'export.json',
 }
-# Column: where a search or a training has it, by dotted name; first found.
+# Result: the file beside it that has the columns, if there is one target.
+_FOUND = {'shortlist.json': 'genotype.json'}
+# Column: where a run has it, by dotted name; first found.
 _COLUMNS = {
   'predicted_ms': ('deploy.predicted_ms',),
   'accuracy': (
     'trained.test_accuracy_of_average',
     'search.supernet_val_accuracy',
+    'shortlist.val_accuracy',
   ),
   'macs': ('deploy.macs',),
   'params': ('deploy.params',),
@@ -59,11 +63,12 @@ def row(
     The fields, what was found, the status and the workdir.
   """
   path = epath.Path(workdir)
-  found = _result(path)
+  result = _result(path)
   record: Any = {}
   status = failure or MISSING
-  if found is not None:
+  if result is not None:
     status = FINISHED
+    found = _with_columns(result)
     try:
       record = workdir_lib.read_json(found)
     except ValueError as e:
@@ -123,6 +128,12 @@ def _result(path: epath.Path) -> epath.Path | None:
     return None
   found = path / RESULTS[job] if job in RESULTS else None
   return found if found is not None and found.exists() else None
+
+
+def _with_columns(result: epath.Path) -> epath.Path:
+  """The file beside a result that has the columns, or the result."""
+  other = result.parent / _FOUND.get(result.name, result.name)
+  return other if other.exists() else result
 
 
 def _flatten(record: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
