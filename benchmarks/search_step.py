@@ -46,6 +46,7 @@ from hwdarts_jax.bilevel import hypergrad, relax
 from hwdarts_jax.jobs import common
 from hwdarts_jax.models import evaluations, fans
 from hwdarts_jax.runtime import metrics as metrics_lib
+from hwdarts_jax.runtime import packing
 
 _SPACE = flags.DEFINE_enum('space', 'darts', spaces.names(), 'Space.')
 _HYPERGRAD = flags.DEFINE_enum(
@@ -81,6 +82,9 @@ _PER_STEP = flags.DEFINE_integer(
   'members_per_step', 4, 'Members that share the batches of a step.'
 )
 _PER_CALL = flags.DEFINE_integer('steps_per_call', 1, 'Steps of one call.')
+_PACKED = flags.DEFINE_bool(
+  'packed', None, 'The state as few large arrays; on GPUs if not said.'
+)
 _SEED = flags.DEFINE_integer('seed', 0, 'Of images, params and order.')
 _OURS = flags.DEFINE_bool('ours', True, 'Whether to time ours.')
 _PEER = flags.DEFINE_enum('peer', '', ['', 'torch'], 'Also time this.')
@@ -123,6 +127,7 @@ def settings() -> setup_lib.Settings:
     seed=_SEED.value,
     members=_MEMBERS.value,
     members_per_step=_PER_STEP.value,
+    packed=packing.pays() if _PACKED.value is None else _PACKED.value,
   )
 
 
@@ -174,7 +179,7 @@ def measure(setup: setup_lib.Setup) -> tuple[dict[str, Any], Any]:
     FloatingPointError: a metric is not finite, so the times mean nothing.
   """
   sizes = {
-    'params': setup_lib.num_params(setup),
+    'params': setup.num_params,
     'param_leaves': len(jax.tree.leaves(setup.state.params)),
     'state_leaves': len(jax.tree.leaves(setup.state)),
   }

@@ -21,7 +21,7 @@ from hwdarts_jax.jobs import search as search_job
 from hwdarts_jax.latency import cost
 from hwdarts_jax.latency import predictor as predictor_lib
 from hwdarts_jax.models import evaluations
-from hwdarts_jax.runtime import optimizers, sharding
+from hwdarts_jax.runtime import optimizers, packing, sharding
 from hwdarts_jax.spaces.spec import NetworkSpec
 
 # Params of published supernets: any other number is another network.
@@ -57,6 +57,7 @@ class Settings:
     seed: of everything random.
     members: of a population on one set of params; 0: a single search.
     members_per_step: that share the batches of a step.
+    packed: whether the state is a few large arrays (`runtime.packing`).
   """
 
   space: str = 'darts'
@@ -75,6 +76,7 @@ class Settings:
   seed: int = 0
   members: int = 0
   members_per_step: int = 4
+  packed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Setup:
     costs: the ms that the latency model adds up.
     config: the search config of the space, for the optimizers and multiplier.
     state: before the first step; donated by the first call.
+    num_params: of the supernet.
     feeds: of train and validation images.
     sets: the images of the two feeds.
     update: (state, *chunks) -> (state, metrics), jitted.
@@ -99,6 +102,7 @@ class Setup:
   costs: cost.CostTable
   config: Any
   state: update_lib.SearchState
+  num_params: int
   feeds: tuple[pipeline.Feed, ...]
   sets: tuple[sources.Dataset, ...]
   update: Any
@@ -137,6 +141,7 @@ def make(settings: Settings) -> Setup:
 
   Raises:
     ValueError: a setting is not allowed.
+    AssertionError: see `check_params`.
   """
   spec = make_spec(settings)
   config = config_lib.search_config(
@@ -162,13 +167,18 @@ def make(settings: Settings) -> Setup:
     for i, images in enumerate(sets)
   )
   augment = Augment(**common.section(config, 'data', 'augment'))
+  state = _make_state(settings, problem, config)
+  num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+  check_params(spec, num_params)
+  state = jax.device_put(state, replicated)
   return Setup(
     settings,
     spec,
     problem,
     costs,
     config,
-    jax.device_put(_make_state(settings, problem, config), replicated),
+    packing.packed(state) if settings.packed else state,
+    num_params,
     feeds,
     sets,
     _make_update(settings, problem, sets[0], augment, mesh),
@@ -268,13 +278,6 @@ def _make_images(
   labels = rng.integers(0, spec.num_classes, number, np.int32)
   mean, std = (0.5,) * shape[-1], (0.29,) * shape[-1]
   return sources.Dataset('noise', images, labels, spec.num_classes, mean, std)
-
-
-def num_params(setup: Setup) -> int:
-  """Number of params, checked where the published number is known."""
-  found = sum(leaf.size for leaf in jax.tree.leaves(setup.state.params))
-  check_params(setup.spec, found)
-  return found
 
 
 def check_params(spec: NetworkSpec, found: int) -> None:

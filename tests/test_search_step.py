@@ -40,7 +40,7 @@ def test_script_times_a_tiny_search_and_writes_what_it_measured(tmp_path):
   ran = _run(
     '--space=nasbench201', '--features=2', '--cells=1', '--image_size=4',
     '--batch=4', '--images=16', '--dtype=float32', '--steps=3', '--warmup=1',
-    '--devices=2', f'--json={path}', f'--profile={profile_path}',
+    '--devices=2', '--packed', f'--json={path}', f'--profile={profile_path}',
   )  # fmt: skip
   assert ran.returncode == 0, ran.stderr
   assert 'a look, not a result' in ran.stdout  # three calls are too few

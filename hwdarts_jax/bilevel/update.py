@@ -33,7 +33,7 @@ from hwdarts_jax.bilevel.problem import (
   Problem,
   SearchState,
 )
-from hwdarts_jax.runtime import optimizers
+from hwdarts_jax.runtime import optimizers, packing
 
 __all__ = (
   'Problem',
@@ -200,7 +200,8 @@ def make_step(
   """Returns ``step(state, train_chunk, val_chunk) -> (state, metrics)``.
 
   A chunk holds images, labels and indices i32[K, B]: K bilevel steps run in
-  one call, in a scan if K > 1. Metrics are means over the K steps.
+  one call, in a scan if K > 1. Metrics are means over the K steps. The state
+  may be packed (`packing.transparent`).
 
   Args:
     problem: what to optimize.
@@ -209,6 +210,7 @@ def make_step(
     advance: makes one step, like `bilevel_update`.
   """
 
+  @packing.transparent
   def one(state, train_chunk, val_chunk, train_indices, val_indices):
     rng = jax.random.fold_in(state.rng, state.step)
     train_rng, val_rng = jax.random.split(jax.random.fold_in(rng, 1))

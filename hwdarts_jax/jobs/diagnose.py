@@ -22,7 +22,7 @@ from hwdarts_jax.bilevel import diagnostics, losses
 from hwdarts_jax.bilevel.problem import Problem, SearchState
 from hwdarts_jax.jobs import feeding
 from hwdarts_jax.runtime import metrics as metrics_lib
-from hwdarts_jax.runtime import sharding
+from hwdarts_jax.runtime import packing, sharding
 
 Row = dict[str, Any]
 _MOST_PERCENT = 5.0  # of the time; more is said
@@ -82,7 +82,12 @@ class Diagnosis:
     self._begun, self._spent = time.monotonic(), 0.0
 
   def row(self, state: SearchState, step: int) -> Row:
-    """What a row of metrics gets; warns when it is time."""
+    """What a row of metrics gets; warns when it is time.
+
+    Args:
+      state: packed or not.
+      step: number of steps done.
+    """
     if self._history is None:
       rows = metrics_lib.read(self._path)
       self._history = [r for r in rows if r['step'] < step]
@@ -97,7 +102,7 @@ class Diagnosis:
       if len(probs) > 1:
         row[f'gate_entropy/{group}'] = float(entropies.mean())
     if self.is_measuring and step % self._settings.every_steps == 0:
-      row |= self._measure(state)
+      row |= self._measure(packing.unpacked(state))
     self._history.append(row)
     row |= self._judge(self._history)
     return {k: v for k, v in row.items() if k != 'step'}

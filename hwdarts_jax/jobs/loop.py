@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hwdarts_jax.jobs import feeding
-from hwdarts_jax.runtime import distributed, programs
+from hwdarts_jax.runtime import distributed, packing, programs
 from hwdarts_jax.runtime import metrics as metrics_lib
 from hwdarts_jax.runtime import workdir as workdir_lib
 from hwdarts_jax.runtime.checkpoints import Checkpoints
@@ -92,6 +92,8 @@ class Loop:
     shown: keys of the row that the progress bar shows.
     advice: what to change when a loss is not finite.
     ended: row -> whether the run ends with it, before its last step.
+    packs: whether its steps are `packing.transparent`. If that pays here, the
+      state is packed in all calls of `compile`, steps and `on_row`.
   """
 
   name: str
@@ -102,6 +104,7 @@ class Loop:
   shown: tuple[str, ...]
   advice: str
   ended: Callable[[Row], bool] = lambda row: False
+  packs: bool = False
 
   def run(self, path: epath.Path, state: State) -> tuple[State, bool]:
     """Runs from the newest checkpoint, or from `state`, to the end.
@@ -164,6 +167,8 @@ class Loop:
   def _steps(self, state, start, pending, checkpoints, writer, stop):
     """Returns the last state, its step, and whether the run is done."""
     schedule, size = self.schedule, self.schedule.steps_per_call
+    if self.packs and packing.pays():
+      state = packing.packed(state)
     compiled = self.compile(state, [f(start, size) for f in self.feeds])
     begun, step, done = time.monotonic(), start, False
     stopped = self._stops(stop, step)
@@ -202,7 +207,7 @@ class Loop:
       step - start,
       time.monotonic() - begun,
     )
-    return state, step, done
+    return packing.unpacked(state), step, done
 
   def _stops(self, stop: StopSignal, step: int) -> bool:
     """Whether to end after `step`; all processes must decide the same."""
@@ -232,6 +237,7 @@ class Loop:
     """
     if not checkpoints.is_due(step, force):
       return
+    state = packing.unpacked(state)
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
       is_float = jnp.issubdtype(leaf.dtype, jnp.inexact)
       if is_float and not np.isfinite(leaf.addressable_data(0)).all():

@@ -37,7 +37,7 @@ from hwdarts_jax.jobs import loop as loop_lib
 from hwdarts_jax.jobs import settings as settings_lib
 from hwdarts_jax.latency import projection
 from hwdarts_jax.models import evaluations
-from hwdarts_jax.runtime import distributed, plots, sharding
+from hwdarts_jax.runtime import distributed, packing, plots, sharding
 from hwdarts_jax.runtime import metrics as metrics_lib
 from hwdarts_jax.runtime import workdir as workdir_lib
 from hwdarts_jax.spaces.spec import Genotype
@@ -193,6 +193,7 @@ def _search(search: Search, path: epath.Path) -> bool:
     advice='Try a lower params_optimizer.learning_rate or '
     'alphas_optimizer.learning_rate, with a new --workdir.',
     ended=diagnose.has_stopped,
+    packs=True,
   )
   state, done = loop.run(path, state)
   if done:
@@ -263,13 +264,14 @@ def _compile(
   search: Search,
   evaluate: accuracy.Evaluation,
   diagnosis: diagnose.Diagnosis,
-  state,
+  held,
   chunks,
 ):
   """Compiles the bilevel update and the evaluation side by side."""
+  state = packing.unpacked(held)
 
   def compile_step(problem):
-    jobs = [(search.step(problem), (state, *chunks))]
+    jobs = [(search.step(problem), (held, *chunks))]
     facts = [search_problem.facts(search, problem, 'update')]
     users = []
     if not evaluate.compiled:
@@ -317,7 +319,7 @@ def _extend_row(
     'temperature': float(search.problem.temperature(step))
   }
   if every and step % every == 0:
-    extra['supernet_val_accuracy'] = evaluate(state)
+    extra['supernet_val_accuracy'] = evaluate(packing.unpacked(state))
   extra |= diagnosis.row(state, step)
   for bound in search.bounds:
     if bound.name == bounds_lib.LATENCY:

@@ -12,7 +12,7 @@ from hwdarts_jax.data import pipeline
 from hwdarts_jax.data.augment import Augment
 from hwdarts_jax.jobs import training_loss
 from hwdarts_jax.jobs.train_state import TrainState
-from hwdarts_jax.runtime import sharding
+from hwdarts_jax.runtime import packing, sharding
 
 
 def step(training: Any, state: TrainState, taught_by, chunk):
@@ -20,14 +20,18 @@ def step(training: Any, state: TrainState, taught_by, chunk):
 
   Args:
     training: a `retrain.Training`.
-    state: before the first.
+    state: before the first; it may be packed (`packing.transparent`).
     taught_by: variables of the teacher, if there is one.
     chunk: the data of all steps.
 
   Returns:
     The state after the last, and metrics f32[] that are means.
   """
-  one = functools.partial(_one_step, training, taught_by, chunk)
+
+  @packing.transparent
+  def one(state, indices):
+    return _one_step(training, taught_by, chunk, state, indices)
+
   if chunk.indices.shape[0] == 1:
     return one(state, chunk.indices[0])
   state, metrics = jax.lax.scan(one, state, chunk.indices)

@@ -52,21 +52,25 @@ def batched(mesh: Mesh, axis: int = 0) -> NamedSharding:
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
   """Puts a pytree, that all processes hold alike, on every device."""
-  everywhere = replicated(mesh)
-  if everywhere.is_fully_addressable:
-    return jax.device_put(tree, everywhere)
+  return put(tree, replicated(mesh))
 
-  def put(leaf):
+
+def put(tree: Any, where: jax.sharding.Sharding) -> Any:
+  """Puts a pytree, that all processes hold alike, where a sharding says."""
+  if where.is_fully_addressable:
+    return jax.device_put(tree, where)
+
+  def one(leaf):
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-      data = put(jax.random.key_data(leaf))
+      data = one(jax.random.key_data(leaf))
       return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
     host = np.asarray(leaf)
     # device_put would compare the values between the processes.
     return jax.make_array_from_callback(
-      host.shape, everywhere, lambda index: host[index]
+      host.shape, where, lambda index: host[index]
     )
 
-  return jax.tree.map(put, tree)
+  return jax.tree.map(one, tree)
 
 
 def check_batch(
