@@ -44,7 +44,7 @@ from benchmarks import search_step_setup as setup_lib
 from hwdarts_jax import spaces
 from hwdarts_jax.bilevel import hypergrad, relax
 from hwdarts_jax.jobs import common
-from hwdarts_jax.models import evaluations, fans
+from hwdarts_jax.models import evaluations, fans, kernel_gradients
 from hwdarts_jax.runtime import metrics as metrics_lib
 from hwdarts_jax.runtime import packing
 
@@ -68,6 +68,12 @@ _RELAXATION = flags.DEFINE_enum(
 )
 _REMAT = flags.DEFINE_enum(
   'remat', 'nothing', sorted(fans.REMATS), 'What backward computes again.'
+)
+_GRADIENT = flags.DEFINE_enum(
+  'depthwise_gradient',
+  'conv',
+  kernel_gradients.GRADIENTS,
+  'Of depthwise kernels, on small images; not if fused.',
 )
 _FEATURES = flags.DEFINE_integer('features', 0, 'Of the first cell; 0: paper.')
 _CELLS = flags.DEFINE_integer('cells', 0, 'Of the supernet; 0: paper.')
@@ -119,6 +125,7 @@ def settings() -> setup_lib.Settings:
     evaluation=_EVALUATION.value,
     relaxation=_RELAXATION.value,
     remat=_REMAT.value,
+    depthwise_gradient=_GRADIENT.value,
     steps_per_call=_PER_CALL.value,
     features=_FEATURES.value,
     cells=_CELLS.value,

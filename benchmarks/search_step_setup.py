@@ -49,6 +49,7 @@ class Settings:
     evaluation: 'plain', 'fused' or 'shared'.
     relaxation: of alphas to gates.
     remat: what the fused evaluation computes again.
+    depthwise_gradient: see `op.Context`.
     steps_per_call: bilevel steps of one call.
     features: of the first cell.
     cells: of the supernet.
@@ -68,6 +69,7 @@ class Settings:
   evaluation: str = 'fused'
   relaxation: str = 'softmax'
   remat: str = 'nothing'
+  depthwise_gradient: str = 'conv'
   steps_per_call: int = 1
   features: int = 0
   cells: int = 0
@@ -218,7 +220,11 @@ def _make_problem(settings, spec, config, costs) -> update_lib.Problem:
       'only the fused evaluation can compute anything again.'
     )
   network = common.section(config, 'network')
-  network |= {'bn_groups': settings.devices, 'dtype': settings.dtype}
+  network |= {
+    'bn_groups': settings.devices,
+    'dtype': settings.dtype,
+    'depthwise_gradient': settings.depthwise_gradient,
+  }
   num_steps = config.search.num_steps
   params_settings = common.section(config, 'params_optimizer')
   alphas_settings = common.section(config, 'alphas_optimizer')

@@ -27,7 +27,7 @@ from benchmarks import search_step_report as report
 from hwdarts_jax import spaces
 from hwdarts_jax.jobs import common, memory
 from hwdarts_jax.latency import cost
-from hwdarts_jax.models import evaluations
+from hwdarts_jax.models import evaluations, kernel_gradients
 from hwdarts_jax.models import network as network_lib
 from hwdarts_jax.models import op as op_lib
 from hwdarts_jax.spaces import discretize
@@ -39,6 +39,12 @@ _FEATURES = flags.DEFINE_integer('features', 16, 'Of the stem; 16: width 1.')
 _BLOCKS = flags.DEFINE_integer('num_blocks', 4, 'Of a stage.')
 _DTYPE = flags.DEFINE_enum(
   'dtype', 'bfloat16', sorted(common.DTYPES), 'Of activations.'
+)
+_GRADIENT = flags.DEFINE_enum(
+  'depthwise_gradient',
+  'conv',
+  kernel_gradients.GRADIENTS,
+  'Of depthwise kernels, on small images.',
 )
 _STEPS = flags.DEFINE_integer('steps', 100, 'Steps that are timed.')
 _WARMUP = flags.DEFINE_integer('warmup', 20, 'Steps before.')
@@ -67,7 +73,11 @@ def cases() -> list[Case]:
     'image_size': _IMAGE.value,
     'num_blocks': _BLOCKS.value,
   }
-  context = op_lib.Context(affine=False, dtype=common.DTYPES[_DTYPE.value])
+  context = op_lib.Context(
+    affine=False,
+    dtype=common.DTYPES[_DTYPE.value],
+    depthwise_gradient=_GRADIENT.value,
+  )
   candidates = spaces.make('mobile', **settings)
   full = spaces.make('mobile', **settings, fused=True)
   largest = discretize.discretize(candidates, _largest(candidates))
@@ -193,7 +203,16 @@ def main(argv: Sequence[str]) -> None:
       'jax': jax.__version__,
       'settings': {
         f.name: f.value
-        for f in (_BATCH, _IMAGE, _FEATURES, _BLOCKS, _DTYPE, _STEPS, _WARMUP)
+        for f in (
+          _BATCH,
+          _IMAGE,
+          _FEATURES,
+          _BLOCKS,
+          _DTYPE,
+          _GRADIENT,
+          _STEPS,
+          _WARMUP,
+        )
       },
       'rows': rows,
     }

@@ -262,6 +262,7 @@ def network() -> dict[str, Any]:
     'bn_momentum': 0.9,
     'dtype': 'float32',
     'depthwise': 'auto',
+    'depthwise_gradient': 'conv',
     'evaluation': 'auto',
   }
 

@@ -122,6 +122,10 @@ def test_a_command_that_cannot_be_is_one_message(
     ({'network.bn_groups': 3}, ['search.batch_size', '8', '3']),
     ({'network.dtype': 'float8'}, ['network.dtype', 'float8', 'bfloat16']),
     ({'network.depthwise': 'deep'}, ['depthwise', 'deep', 'conv', 'shift']),
+    (
+      {'network.depthwise_gradient': 'fast'},
+      ['depthwise_gradient', 'fast', 'conv', 'padded', 'pairs'],
+    ),
     ({'network.bn_momentum': 1.5}, ['bn_momentum', '1.5']),
     ({'num_devices': 50}, ['num_devices', '50', '8']),
     ({'seed': -1}, ['seed', '-1']),

@@ -27,7 +27,7 @@ from hwdarts_jax.jobs import (
   shortlist_settings,
 )
 from hwdarts_jax.latency import budgets
-from hwdarts_jax.models import evaluations
+from hwdarts_jax.models import evaluations, kernel_gradients
 
 _DESCRIBE = {
   'spec': rules.among('search', 'deploy'),
@@ -94,6 +94,7 @@ _FIELDS: dict[str, dict[str, rules.Rule]] = {
     'bn_momentum': rules.BELOW_ONE,
     'dtype': rules.among('float32', 'bfloat16', 'float64'),
     'depthwise': rules.among('auto', 'conv', 'shift'),
+    'depthwise_gradient': rules.among(*kernel_gradients.GRADIENTS),
     'evaluation': rules.among(
       'auto', *evaluations.EVALUATIONS, evaluations.SHARED
     ),

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hwdarts_jax.models import initializers
+from hwdarts_jax.models import initializers, kernel_gradients
 
 EPSILON = 1e-5  # of all batch norms
 Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -88,13 +88,14 @@ class BatchNorm(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-  """Depthwise convolution; see `Context.depthwise` for the two evaluations."""
+  """Depthwise convolution; for `method` and `gradient` see `op.Context`."""
 
   kernel: int
   stride: int = 1
   dilation: int = 1
   dtype: Any = jnp.float32
   method: str = 'conv'
+  gradient: str = kernel_gradients.CONV
 
   @nn.compact
   def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -118,14 +119,8 @@ class DepthwiseConv(nn.Module):
     return evaluate(x, kernel)
 
   def _grouped(self, x, kernel):
-    return jax.lax.conv_general_dilated(
-      x,
-      kernel,
-      (self.stride, self.stride),
-      same(self.kernel, self.dilation),
-      rhs_dilation=(self.dilation, self.dilation),
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-      feature_group_count=x.shape[-1],
+    return kernel_gradients.convolve(
+      x, kernel, self.stride, self.dilation, self.gradient
     )
 
   def _shifted(self, x, kernel):

@@ -46,6 +46,9 @@ class Context:
       float64 where this is.
     depthwise: 'conv' (grouped convolution) or 'shift' (sum of shifted
       products: the same numbers up to rounding, many times faster on CPU).
+    depthwise_gradient: of kernels of grouped convolutions, 'conv', 'pairs' or
+      'padded' (the same numbers up to rounding); see
+      `kernel_gradients.convolve`.
     dense: of other convolutions, 'conv' or 'matmul' (of patches; the same
       numbers up to rounding), which stays one call where params are batched.
     superkernels: whether candidates of an edge share weights where they can;
@@ -60,6 +63,7 @@ class Context:
   pool_bn: bool = False
   dtype: Any = jnp.float32
   depthwise: str = 'conv'
+  depthwise_gradient: str = 'conv'
   dense: str = 'conv'
   superkernels: bool = False
   one_hot: bool = False
@@ -171,8 +175,9 @@ class Op(nn.Module):
     self, kernel: int, stride: int = 1, dilation: int = 1
   ) -> DepthwiseConv:
     """A depthwise convolution without bias, padded symmetrically."""
+    c = self.context
     return DepthwiseConv(
-      kernel, stride, dilation, self.context.dtype, self.context.depthwise
+      kernel, stride, dilation, c.dtype, c.depthwise, c.depthwise_gradient
     )
 
 
