@@ -97,22 +97,27 @@ def norm_relu(y: jax.Array, running: Moments, train: bool):
   return tuple(_by_op(h)), None
 
 
-def _sums(parts: Sequence[jax.Array]) -> list[jax.Array]:
-  """Sums over examples and pixels: f[G, N, ...] -> f[G, 1, ...], for each part.
+def _sums(parts: Sequence[jax.Array]) -> jax.Array:
+  """Sums over examples and pixels: parts f[G, N, ...] -> f[G, S], end to end.
 
   In two steps. A sum of a few thousand rows in one step keeps most of a GPU
-  idle; and all parts share the kernel of the second.
+  idle; and all parts share the kernel of the second, and those of whatever is
+  done with the sums before `_cut`.
   """
   groups, size = parts[0].shape[:2]
   pieces = math.gcd(size, _PIECES)
   first = [
     part.reshape(groups, pieces, size // pieces, -1).sum(2) for part in parts
   ]
-  bounds = np.cumsum([f.shape[-1] for f in first])[:-1]
-  second = jnp.concatenate(first, axis=-1).sum(1)
+  return jnp.concatenate(first, axis=-1).sum(1)
+
+
+def _cut(flat: jax.Array, parts: Sequence[jax.Array]) -> list[jax.Array]:
+  """f[G, S] -> f[G, 1, ...], what belongs to each part f[G, N, ...]."""
+  sizes = [math.prod(part.shape[2:]) for part in parts]
   return [
-    s.reshape(groups, 1, *part.shape[2:])
-    for s, part in zip(jnp.split(second, bounds, -1), parts, strict=True)
+    s.reshape(len(flat), 1, *part.shape[2:])
+    for s, part in zip(jax.lax.split(flat, sizes, 1), parts, strict=True)
   ]
 
 
@@ -127,15 +132,12 @@ def _moments(ys: Sequence[jax.Array]) -> list[Moments]:
   wide = [y.astype(param_dtype(y.dtype)) for y in ys]
   origins = [jax.lax.stop_gradient(y[:, :1]) for y in wide]
   distances = [y - origin for y, origin in zip(wide, origins, strict=True)]
-  sums = _sums([*distances, *map(jnp.square, distances)])
-  size = wide[0].shape[1]
-  found = []
-  for i, origin in enumerate(origins):
-    mean, square = sums[i] / size, sums[len(ys) + i] / size
-    var = jnp.maximum(square - jnp.square(mean), 0)
-    both = Moments(origin + mean, var)
-    found.append(Moments(*(checkpoint_name(m, MOMENTS) for m in both)))
-  return found
+  sums = _sums([*distances, *map(jnp.square, distances)]) / wide[0].shape[1]
+  mean, square = jnp.split(sums, 2, axis=1)
+  var = jnp.maximum(square - jnp.square(mean), 0)
+  origin = jnp.concatenate([o.reshape(len(o), -1) for o in origins], axis=1)
+  both = (checkpoint_name(m, MOMENTS) for m in (origin + mean, var))
+  return list(map(Moments, *(_cut(m, wide) for m in both)))
 
 
 def _scale(moments: Moments) -> jax.Array:
@@ -187,7 +189,8 @@ def _mix_backward(normed, dtype, residuals, cotangents):
     y.astype(dz.dtype) if m is None else y - m.mean
     for y, m in zip(ys, moments, strict=True)
   ]
-  *dots, sum_dz = _sums([*(dz * d for y in distances for d in _by_op(y)), dz])
+  parts = [*(dz * d for y in distances for d in _by_op(y)), dz]
+  *dots, sum_dz = _cut(_sums(parts), parts)
   dot = jnp.stack(dots, axis=2)
   scale = jnp.concatenate(
     [
@@ -243,7 +246,8 @@ def _norm_relu_backward(residuals, cotangents):
     jnp.where(d > 0, part.astype(d.dtype), 0)
     for d, part in zip(distances, parts, strict=True)
   ]
-  sums = _sums([*dts, *(dt * d for dt, d in zip(dts, distances, strict=True))])
+  parts = [*dts, *(dt * d for dt, d in zip(dts, distances, strict=True))]
+  sums = _cut(_sums(parts), parts)
   scales = _by_op(_scale(moments))
   of_y = []
   for i, (dt, d, scale) in enumerate(zip(dts, distances, scales, strict=True)):
