@@ -1,11 +1,11 @@
 """A state of many small arrays as one of a few large ones, while a loop runs.
 
 Each array of a state is an argument and a result of every call of a compiled
-step. Of the 500 of a DARTS supernet that is over a millisecond of the host, in
-which a GPU that is waited for does nothing, and a small kernel each to write
+step. The 500 of a DARTS supernet cost the host most of a millisecond a call, in
+which a GPU that is waited for idles, and many of them a small kernel that puts
 the new value where the old one was. Packed, each large field of a state is one
-array of every dtype; the step takes it apart and puts it together again, in as
-many kernels. Values are the same: nothing is computed in another way.
+array of every dtype; the step takes it apart and puts it together again, in few
+kernels. Nothing is computed in another way.
 """
 
 from __future__ import annotations
