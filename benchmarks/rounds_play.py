@@ -17,15 +17,14 @@ import numpy as np
 from scipy import stats
 
 from hwdarts_jax import oracle
-from hwdarts_jax.latency import cost, features, gaussian, liveness, sameness
+from hwdarts_jax import surrogate as surrogate_lib
+from hwdarts_jax.latency import cost, gaussian, liveness, sameness
 from hwdarts_jax.latency.corner import corners
 from hwdarts_jax.spaces import nasbench201
 
 _LEAST_SPREAD = 0.02  # of measured over predicted latencies
 _MATCH_LENGTH = 1.5  # ops that may differ where errors are alike
 _OUTLIER = 3.0  # spreads; rows further off count less
-_OWN = 0.3  # share of what sets a network apart from its likes that is no noise
-_MOST_ERROR = 15.0  # per cent wrong; how bad worse networks are is no matter
 
 
 class Space(NamedTuple):
@@ -36,7 +35,7 @@ class Space(NamedTuple):
     network: which of these each cell is, i64[15625].
     cell: of each network the one with fewest live ops, i64[N].
     live: the live ops of each cell, f[15625, 30].
-    macs: of live ops, f[15625], as a share of the most.
+    macs: of live ops, f[15625].
     kernels: of networks, in the order of `keys`.
   """
 
@@ -59,54 +58,16 @@ def space() -> Space:
   paid = liveness.paid_ops(spec, every, 'compiled')
   per_op = cost.tabulate(spec, cost.macs, 'macs').per_op
   macs = sum(np.einsum('neo,eo->n', paid[g], per_op[g]) for g in paid)
-  macs = np.asarray(macs, np.float64) / np.max(macs)
   live = np.concatenate([p.reshape(len(texts), -1) for p in paid.values()], 1)
   order = np.argsort(live.sum(1), kind='stable')
   _, first = np.unique(network[order], return_index=True)
   cell = order[first]
-  some = {g: p[cell] for g, p in paid.items()}
-  has_macs = {g: v > 0 for g, v in per_op.items()}
-  found = _kernels(some, has_macs, macs[cell])
-  return Space(list(keys), network, cell, live.astype(float), macs, found)
-
-
-def _kernels(paid, has_macs, macs) -> gaussian.Kernels:
-  """How alike networks are, by their live ops and MACs f[N].
-
-  By ops in their places, by the ops along each path, and by what is to be
-  said of all: counts of ops, the longest and shortest path in convolutions,
-  MACs.
-  """
-  spec = nasbench201.make()
-  live, runs = paid[nasbench201.GROUP], paid[nasbench201.GROUP].any(-1)
-  convs = (live * has_macs[nasbench201.GROUP]).any(-1)
-  count = len(live)
-  longest = np.where(np.arange(4) == 0, 0, -np.inf) * np.ones((count, 1))
-  shortest = -longest
-  for row, (src, dst) in enumerate(nasbench201.EDGES):
-    step, on = convs[:, row], runs[:, row].astype(bool)
-    far, near = longest[:, src] + step, shortest[:, src] + step
-    longest[on, dst] = np.maximum(longest[on, dst], far[on])
-    shortest[on, dst] = np.minimum(shortest[on, dst], near[on])
-  depths = np.stack([longest[:, -1], shortest[:, -1]], 1)
-  depths[~np.isfinite(depths)] = 0  # nothing lives
-  paths = features.sequences(spec, paid)
-  shape = np.concatenate([features.counts(spec, paid), depths], 1)
-  places = live.reshape(count, -1).astype(float)
-  size = np.stack([3 * macs, live.sum((1, 2)) / 3], 1)
-  centered = shape - shape.mean(0)
-  return {
-    'places': gaussian.Kernel(places, 1.2),
-    'paths': gaussian.Kernel(paths, 1.5),
-    'shape': gaussian.Kernel(shape, 2.0),
-    'size': gaussian.Kernel(size, 0.7),
-    'path_sums': gaussian.Kernel(paths, scale=_mean_square(paths)),
-    'shape_sums': gaussian.Kernel(centered, scale=_mean_square(centered)),
-  }
-
-
-def _mean_square(values: np.ndarray) -> float:
-  return float(np.square(values).sum(1).mean())
+  found = surrogate_lib.Likeness(spec).kernels(
+    {g: p[cell] for g, p in every.items()}
+  )
+  return Space(
+    list(keys), network, cell, live.astype(float), np.asarray(macs), found
+  )
 
 
 @dataclasses.dataclass
@@ -170,8 +131,7 @@ class Draw:
 def surrogate(accuracies: Mapping[str, float]) -> np.ndarray:
   """Accuracy of all networks, f[N] per cent, by those that were trained.
 
-  A trained network too is believed only as far as its likes agree, and a little
-  further: a brief training is noisy. Without any, the more MACs the better.
+  Without any, the more MACs the better.
 
   Args:
     accuracies: shares of right answers, by the keys of networks.
@@ -181,17 +141,14 @@ def surrogate(accuracies: Mapping[str, float]) -> np.ndarray:
     return known.macs[known.cell]
   place = {key: i for i, key in enumerate(known.keys)}
   rows = np.array([place[k] for k in accuracies])
-  wrong = 100 * (1 - np.array(list(accuracies.values())))
   some = {
     name: dataclasses.replace(k, values=k.values[rows])
     for name, k in known.kernels.items()
   }
-  wrong = np.minimum(wrong, np.median(wrong) + _MOST_ERROR)
-  fit = gaussian.Regression(some, wrong, None, np.random.default_rng(0))
-  fit = fit.refine(gaussian.Tails(freedom=1e6))
-  values = 100 - fit.predict(known.kernels, None)
-  values[rows] += _OWN * (100 - wrong - values[rows])
-  return values
+  found = surrogate_lib.fit(some, np.array(list(accuracies.values())))
+  values = found.predict(known.kernels)
+  values[rows] = found.smoothed
+  return 100 * values
 
 
 def measure(draw: Draw, values: np.ndarray, each: int) -> None:

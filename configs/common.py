@@ -375,6 +375,9 @@ def _shortlist(small: bool, runlocal: bool) -> dict[str, Any]:
     'search_workdir': '',  # of a finished search or population
     'targets_ms': (),  # empty: those of the search
     'size': 2 if runlocal else 4 if small else 16,  # of each target
+    # Later rounds train what the trainings so far say is best; 1: none does.
+    'rounds': 1,
+    'more': 1 if runlocal else 2 if small else 4,  # of each target and round
     'pool': '',  # pool.json of another shortlist, whose trainings are taken
     # Networks that may be measured before they are trained; 0: none is.
     'max_measured': 0,

@@ -150,11 +150,15 @@ def write_pareto(folder, count=3):
   return record
 
 
-def write_shortlist(folder, search, targets_ms, size=4, slower=None):
+def write_shortlist(
+  folder, search, targets_ms, size=4, slower=None, has_rounds=False
+):
   """Writes the workdir of a shortlist of a search; returns its record.
 
   What was trained is made up; all else is done as by the job. All candidates
-  were measured where `slower` says by what factor than predicted.
+  were measured where `slower` says by what factor than predicted. Where it has
+  rounds, all but the first network come from the second of them, and the first
+  is the best without the noise.
   """
   folder.mkdir(parents=True)
   found = json.loads((search / 'config.json').read_text())['config']
@@ -181,16 +185,21 @@ def write_shortlist(folder, search, targets_ms, size=4, slower=None):
     latency=latency,
     pool=types.SimpleNamespace(settings={'training': {'num_epochs': 2}}),
     targets=targets,
-    candidates=candidates,
-    measured_ms={
-      c.genotype: slower * latency.of(spec, c.genotype)
-      for c in (c for some in candidates for c in some if slower)
-    },
   )
+  measured_ms = {
+    c.genotype: slower * latency.of(spec, c.genotype)
+    for c in (c for some in candidates for c in some if slower)
+  }
   # The last of all is the best, and no two are alike.
   accuracies = {key: 0.5 + 0.03125 * i for i, key in enumerate(keys)}
+  rounds = None
+  if has_rounds:
+    smoothed = {key: 0.75 - a / 4 for key, a in accuracies.items()}
+    first = {key: min(i + 1, 2) for i, key in enumerate(keys)}
+    rounds = shortlist_report.Rounds(smoothed, first, [1, len(keys) - 1])
   _write(folder, config)
-  shortlist_report.write(epath.Path(folder), shortlist, accuracies)
+  found = shortlist_report.Found(candidates, accuracies, measured_ms, rounds)
+  shortlist_report.write(epath.Path(folder), shortlist, found)
   return json.loads((folder / shortlist_report.RESULT).read_text())
 
 

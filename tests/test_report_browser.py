@@ -29,10 +29,13 @@ def pages(tmp_path_factory):
   for space in report_runs.DEPLOY:
     report_runs.write_search(folder / space, space, num_networks=40)
   report_runs.write_pareto(folder / 'pareto')
-  report_runs.write_shortlist(folder / 'shortlist', folder / 'darts', [9.0])
+  for name, has_rounds in (('shortlist', False), ('rounds', True)):
+    report_runs.write_shortlist(
+      folder / name, folder / 'darts', [9.0], has_rounds=has_rounds
+    )
   report_runs.write_search(folder / 'nasty', data=NASTY)
   found = {}
-  for name in (*report_runs.DEPLOY, 'pareto', 'shortlist', 'nasty'):
+  for name in (*report_runs.DEPLOY, 'pareto', 'shortlist', 'rounds', 'nasty'):
     others = ['darts'] if name == 'pareto' else []
     content = report.collect(
       report_read.read(folder / name),
@@ -87,7 +90,9 @@ def _settle(page):
   page.evaluate('new Promise((r) => setTimeout(r, 60))')
 
 
-@pytest.mark.parametrize('name', [*report_runs.DEPLOY, 'pareto', 'shortlist'])
+@pytest.mark.parametrize(
+  'name', [*report_runs.DEPLOY, 'pareto', 'shortlist', 'rounds']
+)
 @pytest.mark.parametrize('size', [DESK, PHONE], ids=['desk', 'phone'])
 def test_every_section_fits_the_screen(visit, name, size):
   page = visit(name, size)

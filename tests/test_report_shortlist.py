@@ -153,3 +153,28 @@ def test_a_choice_that_is_next_to_none_is_a_warning(made, tmp_path):
   (tmp_path / 'shortlist.json').write_text(json.dumps(record))
   warnings = _collect(tmp_path)['warnings']
   assert any('For 1 of 1 targets the two best' in w for w in warnings)
+
+
+def test_rounds_are_told_with_what_each_found_and_what_chose(made, tmp_path):
+  """The noise of a training is not what decides, and the page says so."""
+  folder, records = made
+  ms = records['search']['deploy']['predicted_ms']
+  record = report_runs.write_shortlist(
+    tmp_path / 'run', folder / 'search', [ms], has_rounds=True
+  )
+  (target,) = record['targets']
+  first, *others = target['candidates']
+  assert first['is_chosen'] and first['round'] == 1
+  assert first['val_accuracy'] < min(c['val_accuracy'] for c in others)
+  content = _collect(tmp_path / 'run')
+  (shown,) = content['shortlist']['targets']
+  told = [c['smoothed_accuracy'] for c in shown['candidates']]
+  assert told == sorted(told, reverse=True)
+  assert [(p['round'], p['new']) for p in shown['progress']] == [(1, 1), (2, 3)]
+  text = page.render(content)
+  assert 'in 2 rounds of 1, 3' in text
+  for candidate in target['candidates']:
+    value = candidate['smoothed_accuracy']
+    figure = page.figure(100 * value)
+    assert f'data-value="{value}">{figure}<' in text
+  assert 'after round' not in page.render(_collect(folder / 'one'))

@@ -142,6 +142,49 @@ def test_what_another_shortlist_trained_is_taken(
   )
 
 
+def test_a_later_round_trains_what_the_trainings_before_it_say(
+  nursery, shortlist, trained, tmp_path
+):
+  """Killed in its midst it goes on, and the page shows what each round had."""
+  pool = trained[0] / 'pool.json'
+  run = shortlist(
+    tmp_path / 'run',
+    **{
+      'shortlist.targets_ms': TARGETS[1:],
+      'shortlist.pool': pool,
+      'shortlist.rounds': 2,
+      'shortlist.more': 2,
+    },
+  )
+  first = nursery.start(*run)
+  begun = time.monotonic()
+  while not (tmp_path / 'run' / 'chunks' / '000').exists():
+    assert not first.is_over() and time.monotonic() - begun < 200
+    time.sleep(0.01)
+  first.signal(signal.SIGKILL)
+  first.wait()
+  new = _record(tmp_path / 'run', 'rounds/001.json')
+  result = nursery.run(*run)
+  assert result.code == 0, result.err
+  assert 'Round 2 of 2: 2 networks, of which 2 are to be' in result.out
+  assert _record(tmp_path / 'run', 'rounds/001.json') == new
+  keys = {c['network'] for c in new['targets'][0]}
+  known = {*_record(trained[0], 'pool.json')['accuracies']}
+  assert len(keys) == 2 and not keys & known
+  record = _record(tmp_path / 'run')
+  assert record['rounds'] == [3, 2]
+  candidates = record['targets'][0]['candidates']
+  assert {c['network'] for c in candidates if c['round'] == 2} == keys
+  # Of the pool also those of the other target, which need less than this one.
+  assert {c['network'] for c in candidates} == keys | known
+  (chosen,) = [c for c in candidates if c['is_chosen']]
+  best = max(c['smoothed_accuracy'] for c in candidates)
+  assert chosen['smoothed_accuracy'] == best
+  assert all(c['predicted_ms'] <= TARGETS[1] for c in candidates)
+  assert keys < {*_record(tmp_path / 'run', 'pool.json')['genotypes']}
+  assert f'{100 * best:.2f} %' in result.out
+
+
 @pytest.fixture
 def measuring(shortlist, trained, tmp_path):
   """Arguments of a run whose candidates are measured, all trained before."""

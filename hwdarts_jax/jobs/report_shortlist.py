@@ -29,23 +29,37 @@ def section(family: Family) -> Facts | None:
   training = content['trained']['training']
   return {
     'epochs': training['num_epochs'],
+    'rounds': content.get('rounds'),
     'networks': len(
       {c['network'] for t in content['targets'] for c in t['candidates']}
     ),
     'targets': [
       {
         'asked': shortlist_report.asked(target),
+        'progress': _progress(content, target),
         'candidates': [
           candidate | {'place': place}
           for place, candidate in sorted(
             enumerate(target['candidates'], start=1),
-            key=lambda c: (-c[1]['val_accuracy'], c[0]),
+            key=lambda c: (-shortlist_report.judged(c[1]), c[0]),
           )
         ],
       }
       for target in content['targets']
     ],
   }
+
+
+def _progress(content: Facts, target: Facts) -> list[Facts]:
+  """The best that each round had for a target, by what is known at the end."""
+  found = []
+  for number in range(len(content.get('rounds', ()))):
+    known = [c for c in target['candidates'] if c['round'] <= number + 1]
+    new = sum(c['round'] == number + 1 for c in known)
+    if known:
+      best = max(known, key=shortlist_report.judged)
+      found.append({'round': number + 1, 'new': new, 'best': best})
+  return found
 
 
 def candidates(family: Family, about: Subject) -> tuple[Subject, list[str]]:
@@ -85,9 +99,10 @@ def stats(family: Family, found: list[Facts]) -> list[Facts]:
       _stat('candidates', shown['networks'], '', f'trained: {brief}'),
     ]
   (one,) = found
-  best, first = (
-    100 * one['shortlist'][k] for k in ('val_accuracy', 'val_accuracy_of_first')
-  )
+  name = 'smoothed_accuracy'
+  if name not in one['shortlist']:
+    name = 'val_accuracy'
+  best, first = (100 * one['shortlist'][k] for k in (name, f'{name}_of_first'))
   gain = 'the most probable one itself'
   if not one['shortlist']['is_first']:
     gain = f'{best - first:+.1f} points over the most probable one'
@@ -105,7 +120,7 @@ def warnings(content: Facts) -> list[str]:
   """Choices that could as well have been others."""
   close = 0
   for target in content['targets']:
-    values = sorted(c['val_accuracy'] for c in target['candidates'])
+    values = sorted(map(shortlist_report.judged, target['candidates']))
     close += len(values) > 1 and values[-1] - values[-2] < _CLOSE
   if not close:
     return []

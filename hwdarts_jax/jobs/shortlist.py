@@ -4,36 +4,35 @@ A search knows of ops, hardly of whole networks: alphas are a product of
 distributions, and several networks near the top look alike to it. This job
 takes, for each target, the most probable networks that meet it, trains all of
 them from scratch for a few epochs in one compiled program, and keeps the one
-with the best validation accuracy. `shortlist.max_measured` of them may be
-measured first, so that those that are trained meet their target on the device
-(`shortlist_measure`).
+with the best validation accuracy. With `shortlist.rounds` these trainings teach
+which networks to train next (`shortlist_rounds`). `shortlist.max_measured`
+networks may be measured first, so that those that are trained meet their target
+on the device (`shortlist_measure`).
 
-Writes config.json, measure/, chunks/*/ (metrics), pool.json (the accuracies of
-trained networks, which other shortlists can take), shortlist.json and
-genotype.json, or members/*.json where there are several targets. The same
+Writes config.json, measure/, rounds/, chunks/*/ (metrics), pool.json (the
+accuracies of trained networks, which other shortlists can take), shortlist.json
+and genotype.json, or members/*.json where there are several targets. The same
 workdir resumes.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from typing import Any
 
 from etils import epath
 import jax
 import ml_collections
-import numpy as np
 
 from hwdarts_jax import spaces
-from hwdarts_jax.data import pipeline
 from hwdarts_jax.data.augment import Augment
 from hwdarts_jax.data.split import search_split
 from hwdarts_jax.jobs import (
   common,
   feeding,
+  shortlist_chunks,
   shortlist_measure,
   shortlist_report,
+  shortlist_rounds,
   shortlist_source,
 )
 from hwdarts_jax.jobs import loop as loop_lib
@@ -45,9 +44,7 @@ from hwdarts_jax.models import evaluations
 from hwdarts_jax.models import members as members_lib
 from hwdarts_jax.runtime import sharding
 from hwdarts_jax.runtime import workdir as workdir_lib
-from hwdarts_jax.spaces.spec import Genotype, NetworkSpec
-
-_SHOWN = ('train_loss', 'train_accuracy')
+from hwdarts_jax.spaces.spec import NetworkSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +63,6 @@ class Shortlist:
     train: the half of the train split that they see.
     val: the other half.
     schedule: of one chunk of members.
-    measured_ms: of what was measured, None of those that failed.
   """
 
   config: ml_collections.ConfigDict
@@ -80,9 +76,6 @@ class Shortlist:
   train: feeding.Images
   val: feeding.Images
   schedule: loop_lib.Schedule
-  measured_ms: dict[Genotype, float | None] = dataclasses.field(
-    default_factory=dict
-  )
 
   def hashes(self) -> dict[str, str]:
     """Of all that a resumed run must have as it was."""
@@ -105,26 +98,31 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     if (path / shortlist_report.RESULT).exists():
       print(f'{path} is finished already; a new one needs a new --workdir.')
     else:
-      measured = _measure(shortlist, path)
-      if measured is None:
+      train = shortlist_chunks.Chunks(shortlist, path).train
+      if shortlist.config.shortlist.rounds > 1:
+        found = shortlist_rounds.play(shortlist, path, train)
+      else:
+        found = _in_one(shortlist, path, train)
+      if found is None:
         return
-      accuracies = _train(measured, path)
-      if accuracies is None:
-        return
-      shortlist_report.write(path, measured, accuracies)
+      shortlist_report.write(path, shortlist, found)
     print(shortlist_report.of(path))
 
 
-def _measure(shortlist: Shortlist, path: epath.Path) -> Shortlist | None:
-  """With candidates that were measured; None if another machine has to."""
-  if not shortlist.config.shortlist.max_measured:
-    return shortlist
-  found = shortlist_measure.refine(shortlist, path)
-  if found is None:
+def _in_one(
+  shortlist: Shortlist, path: epath.Path, train: shortlist_rounds.Train
+) -> shortlist_report.Found | None:
+  """One round: trains the most probable; None if it cannot go on now."""
+  outcome = shortlist_measure.Outcome(shortlist.candidates, {})
+  if shortlist.config.shortlist.max_measured:
+    measured = shortlist_measure.refine(shortlist, path)
+    if measured is None:
+      return None
+    outcome = measured
+  accuracies = train(candidates_lib.union(outcome.candidates))
+  if accuracies is None:
     return None
-  return dataclasses.replace(
-    shortlist, candidates=found.candidates, measured_ms=found.ms
-  )
+  return shortlist_report.Found(outcome.candidates, accuracies, outcome.ms)
 
 
 def make(config: ml_collections.ConfigDict) -> Shortlist:
@@ -152,6 +150,8 @@ def make(config: ml_collections.ConfigDict) -> Shortlist:
   shortlist_measure.check(settings, targets)
   train, val = search_split(dataset, config.data.split_seed)
   proxy = _proxy(config)
+  pool = pool_lib.load(settings.pool, pool_lib.of_config(config, proxy))
+  pool_lib.check_genotypes(settings.pool, specs.deploy, pool)
   common.check_data(dataset, proxy, 'search')
   feeding.check_fits('shortlist.batch_size', settings.batch_size, train)
   mesh = sharding.make_mesh(config.num_devices or None)
@@ -171,7 +171,7 @@ def make(config: ml_collections.ConfigDict) -> Shortlist:
     latency,
     targets,
     candidates,
-    pool_lib.load(settings.pool, pool_lib.of_config(config, proxy)),
+    pool,
     _trainer(config, proxy, train, mesh, per_epoch),
     train,
     val,
@@ -240,116 +240,3 @@ def _trainer(
     settings.evaluation,
     mesh,
   )
-
-
-def _train(shortlist: Shortlist, path: epath.Path) -> dict[str, float] | None:
-  """Accuracies of all candidates by their keys; None if it was stopped."""
-  settings = shortlist.config.shortlist
-  size = settings.members_per_program
-  own = pool_lib.Pool(shortlist.pool.settings, {})
-  if (path / pool_lib.POOL).exists():
-    own = pool_lib.load(str(path / pool_lib.POOL), own.settings)
-  wanted = candidates_lib.union(shortlist.candidates)
-  todo = [k for k in wanted if k not in shortlist.pool.accuracies]
-  print(
-    f'{len(wanted)} networks, of which {len(todo)} are to be trained for '
-    f'{settings.num_epochs} epochs, {size} at a time.'
-  )
-  programs = _Programs(shortlist)
-  for number, start in enumerate(range(0, len(todo), size)):
-    keys = todo[start : start + size]
-    if all(key in own.accuracies for key in keys):
-      continue
-    filled = keys + keys[:1] * (size - len(keys))  # one program for all
-    genotypes = [wanted[key] for key in filled]
-    found = _train_chunk(
-      shortlist, programs, path / 'chunks' / f'{number:03d}', genotypes
-    )
-    if found is None:
-      return None
-    known = dict(zip(keys, found[: len(keys)], strict=True))
-    own = pool_lib.Pool(own.settings, own.accuracies | known)
-    own.save(path)
-    # What is known need not be trained again.
-    (path / 'chunks' / f'{number:03d}' / 'checkpoints').rmtree()
-  # Once more with all that came from elsewhere, for others to take.
-  both = pool_lib.Pool(
-    own.settings,
-    own.accuracies
-    | {k: v for k, v in shortlist.pool.accuracies.items() if k in wanted},
-  )
-  both.save(path)
-  return {key: both.accuracies[key] for key in wanted}
-
-
-def _train_chunk(
-  shortlist: Shortlist,
-  programs: _Programs,
-  path: epath.Path,
-  genotypes: list[Genotype],
-) -> list[float] | None:
-  """Accuracies of members that are trained together; None if stopped."""
-  config, trainer = shortlist.config, shortlist.trainer
-  path.mkdir(parents=True, exist_ok=True)
-  gates = training_lib.stack_gates(shortlist.proxy, genotypes, trainer.mesh)
-  feed = feeding.make_feed(
-    shortlist.train,
-    config.data,
-    trainer.augment,
-    config.shortlist.batch_size,
-    config.seed,
-    trainer.mesh,
-    is_split=False,
-  )
-  loop = loop_lib.Loop(
-    name=f'shortlist, chunk {int(path.name) + 1}',
-    schedule=shortlist.schedule,
-    compile=functools.partial(programs.step, gates),
-    feeds=[feed],
-    on_row=lambda state, step, row: {},
-    shown=_SHOWN,
-    advice='Try a lower shortlist.optimizer.learning_rate, with a new '
-    '--workdir.',
-  )
-  state = trainer.init(config.seed, len(genotypes))
-  state, done = loop.run(path, state)
-  return programs.accuracies(state, gates) if done else None
-
-
-class _Programs:
-  """The compiled step and evaluation, the same for all chunks."""
-
-  def __init__(self, shortlist: Shortlist):
-    self._shortlist = shortlist
-    self._size = shortlist.config.shortlist.eval_batch_size
-    self._step: Any = None
-    self._count: Any = None
-
-  def step(self, gates, state, chunks):
-    """What `Loop.compile` is, for members with these gates."""
-    trainer = self._shortlist.trainer
-    if self._step is None:
-      (self._step,) = loop_lib.compile_together(
-        'compiling the training step',
-        [(jax.jit(trainer.step, donate_argnums=0), (state, gates, *chunks))],
-        self._shortlist.config.deterministic,
-      )
-    return lambda state, *chunks: self._step(state, gates, *chunks)
-
-  def accuracies(self, state, gates) -> list[float]:
-    """The shares of right answers of all members on the validation half."""
-    val = self._shortlist.val
-    batches = pipeline.eval_batches(val, self._size)
-    if self._count is None:
-      (self._count,) = loop_lib.compile_together(
-        'compiling the evaluation',
-        [
-          (
-            jax.jit(self._shortlist.trainer.count_correct),
-            (state, gates, next(pipeline.eval_batches(val, self._size))),
-          )
-        ],
-        self._shortlist.config.deterministic,
-      )
-    counts = [np.asarray(self._count(state, gates, b)) for b in batches]
-    return (np.sum(counts, 0) / val.num_examples).tolist()

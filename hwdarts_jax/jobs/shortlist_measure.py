@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import dataclasses
-import itertools
 import pathlib
 import tempfile
 from typing import Any, NamedTuple
@@ -48,6 +47,22 @@ class Outcome(NamedTuple):
   ms: dict[Genotype, float | None]
 
 
+class Wish(NamedTuple):
+  """Which networks are to be measured, and how many.
+
+  Attributes:
+    size: candidates of each target.
+    most: networks that may be measured, with all that were before.
+    without: keys of networks that are wanted no more.
+    ranking: of which they are the best; None: by score.
+  """
+
+  size: int
+  most: int
+  without: frozenset[str] = frozenset()
+  ranking: candidates_lib.Ranking | None = None
+
+
 class _Known(NamedTuple):
   """A network that was asked for: its genotype, and ms unless it failed."""
 
@@ -63,7 +78,7 @@ def check(settings: Any, targets: list[Target]) -> None:
   """
   if not settings.max_measured:
     return
-  if not any(_latency(t) for t in targets):
+  if not any(latency_bound(t) for t in targets):
     raise workdir_lib.UserError(
       f'shortlist.max_measured is {settings.max_measured}, but no target has a '
       'bound on the latency: leave it 0, or give shortlist.targets_ms.'
@@ -96,56 +111,108 @@ def refine(shortlist: Any, path: epath.Path) -> Outcome | None:
   Raises:
     UserError: no measured network meets a target, or a table is another's.
   """
-  deploy, most = shortlist.specs.deploy, shortlist.config.shortlist.max_measured
-  known: dict[str, _Known] = {}
-  for number in itertools.count():
-    candidates = _choose(shortlist, known)
-    wanted = _unmeasured(shortlist.targets, candidates, known)
-    wanted = dict(list(wanted.items())[: most - len(known)])
-    if not wanted:
-      break
-    asked = path / FOLDER / f'{number:03d}.json'
-    if not asked.exists():
-      asked.parent.mkdir(exist_ok=True)
-      workdir_lib.write_json_atomic(asked, _request(deploy, wanted))
+  settings = shortlist.config.shortlist
+  measured = Measurements(shortlist, path)
+  found = measured.refine(Wish(settings.size, settings.max_measured))
+  if found is None:
+    return None
+  measured.check(found)
+  return Outcome(found, measured.ms)
+
+
+class Measurements:
+  """What was measured of the networks of a space, turn after turn.
+
+  Attributes:
+    count: turns that were taken.
+  """
+
+  def __init__(self, shortlist: Any, path: epath.Path):
+    self._shortlist, self._folder = shortlist, path / FOLDER
+    self._known: dict[str, _Known] = {}
+    self.count = 0
+
+  @property
+  def ms(self) -> dict[Genotype, float | None]:
+    """Of all that were measured; None of those that failed."""
+    return dict(self._known.values())
+
+  def refine(self, wish: Wish) -> list[list[Candidate]] | None:
+    """Measures until all that is wished for is; None if others have to."""
+    while True:
+      candidates = self._choose(wish)
+      wanted = _unmeasured(self._shortlist.targets, candidates, self._known)
+      left = max(wish.most - len(self._known), 0)
+      wanted = dict(list(wanted.items())[:left])
+      if not wanted:
+        return self._choose(wish, is_last=True)
+      asked = self._folder / f'{self.count:03d}.json'
+      if not asked.exists():
+        asked.parent.mkdir(exist_ok=True)
+        request = _request(self._shortlist.specs.deploy, wanted)
+        workdir_lib.write_json_atomic(asked, request)
+      if not self._take(asked):
+        return None
+
+  def read(self, count: int) -> None:
+    """Takes what was measured in the first turns.
+
+    Args:
+      count: how many there are in all.
+    """
+    while self.count < count:
+      if not self._take(self._folder / f'{self.count:03d}.json'):
+        raise workdir_lib.UserError(
+          f'{self._folder} lacks a table that was there when later networks '
+          'were chosen by it: put it back.'
+        )
+
+  def fitting(self, target: Target) -> dict[str, Genotype]:
+    """Networks that were measured and meet a target, by their keys."""
+    return {k: v.genotype for k, v in self._known.items() if _fits(target, v)}
+
+  def check(self, candidates: list[list[Candidate]]) -> None:
+    """Raises UserError if nothing is left for a target."""
+    _check(self._shortlist.targets, candidates, self._known)
+
+  def _take(self, asked: epath.Path) -> bool:
+    """Takes a turn; whether its table is there."""
     wanted = _asked(asked)
-    found = _measured(shortlist, asked, list(wanted.values()))
+    found = _measured(self._shortlist, asked, list(wanted.values()))
     if found is None:
-      return None
+      return False
     for key, genotype in wanted.items():
-      known[key] = _Known(genotype, found.get(genotype))
-  candidates = _choose(shortlist, known, is_last=True)
-  _check(shortlist.targets, candidates, known)
-  return Outcome(candidates, dict(known.values()))
+      self._known[key] = _Known(genotype, found.get(genotype))
+    self.count += 1
+    return True
+
+  def _choose(self, wish: Wish, is_last: bool = False) -> list[list[Candidate]]:
+    """For each target the best that fit, or, until the last, may fit."""
+    deploy, known = self._shortlist.specs.deploy, self._known
+    size, ranking = wish.size, wish.ranking
+    measured = [k for k in known.values() if k.ms is not None]
+    found = []
+    for target in self._shortlist.targets:
+      bound = latency_bound(target)
+      if bound is None:
+        found.append(
+          candidates_lib.best(deploy, target, size, wish.without, ranking)
+        )
+        continue
+      fit = [
+        Candidate(g, key, candidates_lib.score(deploy, target.probs, g))
+        for key, g in self.fitting(target).items()
+        if key not in wish.without
+      ]
+      if not is_last:
+        corrected = _corrected(deploy, target, bound, measured)
+        seen = wish.without | set(known)
+        fit += candidates_lib.best(deploy, corrected, size, seen, ranking)
+      found.append(candidates_lib.ranked(deploy, fit, ranking)[:size])
+    return found
 
 
-def _choose(
-  shortlist: Any, known: Mapping[str, _Known], is_last: bool = False
-) -> list[list[Candidate]]:
-  """For each target the best of those that fit, or, until the last, may fit."""
-  deploy, size = shortlist.specs.deploy, shortlist.config.shortlist.size
-  measured = [k for k in known.values() if k.ms is not None]
-  found = []
-  for target in shortlist.targets:
-    bound = _latency(target)
-    if bound is None:
-      found.append(candidates_lib.best(deploy, target, size))
-      continue
-    fit = [
-      Candidate(
-        k.genotype, key, candidates_lib.score(deploy, target.probs, k.genotype)
-      )
-      for key, k in known.items()
-      if _fits(target, k)
-    ]
-    if not is_last:
-      corrected = _corrected(deploy, target, bound, measured)
-      fit += candidates_lib.best(deploy, corrected, size, set(known))
-    found.append(sorted(fit, key=lambda c: -c.score)[:size])
-  return found
-
-
-def _latency(target: Target) -> bounds_lib.Bound | None:
+def latency_bound(target: Target) -> bounds_lib.Bound | None:
   """The bound on the latency of a target, if it has one."""
   return next((b for b in target.bounds if b.name == bounds_lib.LATENCY), None)
 
@@ -155,7 +222,7 @@ def _fits(target: Target, known: _Known) -> bool:
 
   Its latency needs no margin: that is for errors of a predictor.
   """
-  bound = _latency(target)
+  bound = latency_bound(target)
   assert bound is not None
   return (
     known.ms is not None
@@ -197,7 +264,7 @@ def _unmeasured(targets, candidates, known) -> dict[str, Genotype]:
   bounded = [
     some
     for target, some in zip(targets, candidates, strict=True)
-    if _latency(target)
+    if latency_bound(target)
   ]
   every = candidates_lib.union(bounded)
   return {key: g for key, g in every.items() if key not in known}
@@ -297,7 +364,7 @@ def _command(config: Any, asked: epath.Path, out: epath.Path, count: int):
 def _check(targets, candidates, known: Mapping[str, _Known]) -> None:
   """Raises UserError if nothing is left for a target."""
   for target, some in zip(targets, candidates, strict=True):
-    bound = _latency(target)
+    bound = latency_bound(target)
     if bound is None or some:
       continue
     ms = [k.ms for k in known.values() if k.ms is not None]

@@ -16,8 +16,10 @@ from etils import epath
 import ml_collections
 
 from hwdarts_jax.jobs import common
+from hwdarts_jax.latency import sameness
 from hwdarts_jax.runtime import workdir as workdir_lib
-from hwdarts_jax.spaces.spec import NetworkSpec
+from hwdarts_jax.spaces import discretize
+from hwdarts_jax.spaces.spec import Genotype, NetworkSpec
 
 POOL = 'pool.json'
 _OF_DATA = ('name', 'image_size', 'split_seed', 'augment')
@@ -33,10 +35,13 @@ class Pool:
     settings: all that their accuracies depend on.
     accuracies: shares of right answers on the validation half, by
       `sameness.keys`.
+    genotypes: one of each network, by the same keys; pools of before may lack
+      them.
   """
 
   settings: Mapping[str, Any]
   accuracies: dict[str, float]
+  genotypes: dict[str, Genotype] = dataclasses.field(default_factory=dict)
 
   def digest(self) -> str:
     """A hash of the content."""
@@ -48,6 +53,7 @@ class Pool:
     content = {
       'settings': dict(self.settings),
       'accuracies': dict(self.accuracies),
+      'genotypes': {k: g.to_dict() for k, g in self.genotypes.items()},
     }
     workdir_lib.write_json_atomic(workdir / POOL, content)
 
@@ -90,6 +96,10 @@ def load(path: str, settings: Mapping[str, Any]) -> Pool:
     content = workdir_lib.read_json(path)
     found, accuracies = content['settings'], content['accuracies']
     known = {str(k): float(v) for k, v in accuracies.items()}
+    genotypes = {
+      str(k): Genotype.from_dict(v)
+      for k, v in content.get('genotypes', {}).items()
+    }
   except (OSError, ValueError, TypeError, LookupError, AttributeError) as e:
     raise workdir_lib.UserError(
       f'shortlist.pool is {path!r}, which is no pool of a shortlist '
@@ -106,4 +116,22 @@ def load(path: str, settings: Mapping[str, Any]) -> Pool:
         f'shortlist.pool is {path!r}, whose networks were trained with {name} '
         f'= {other}, not {value}: make the settings equal, or leave it out.'
       )
-  return Pool(settings, known)
+  return Pool(settings, known, genotypes)
+
+
+def check_genotypes(path: str, spec: NetworkSpec, pool: Pool) -> None:
+  """Checks that the genotypes of a pool are of a space, and of its networks.
+
+  Raises:
+    UserError: they are not.
+  """
+  try:
+    for genotype in pool.genotypes.values():
+      discretize.one_hot(spec, genotype)
+    found = sameness.keys(spec, list(pool.genotypes.values()))
+  except (ValueError, LookupError) as e:
+    raise workdir_lib.UserError(f'shortlist.pool is {path!r}: {e}') from e
+  if found != list(pool.genotypes):
+    raise workdir_lib.UserError(
+      f'{path} has genotypes of other networks than it says: it is damaged.'
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -12,36 +12,71 @@ from hwdarts_jax.jobs import bounds as bounds_lib
 from hwdarts_jax.jobs import common, genotype_files, pareto_report, summary
 from hwdarts_jax.jobs.shortlist_candidates import Candidate, Target
 from hwdarts_jax.runtime import workdir as workdir_lib
+from hwdarts_jax.spaces.spec import Genotype
 
 RESULT = 'shortlist.json'
+_SMOOTHED = (
+  'Smoothed ones are what all these trainings say of a network together; the '
+  'best of them is chosen.',
+)
 _OF_DEPLOYED = 'predicted_ms', 'measured_ms', 'bounds', 'macs', 'params'
 
 
-def write(
-  path: epath.Path, shortlist: Any, accuracies: Mapping[str, float]
-) -> None:
+class Rounds(NamedTuple):
+  """What several rounds add to what was found.
+
+  Attributes:
+    smoothed: accuracies without the noise of a training, by the keys of
+      candidates.
+    first: the round that trained each, from 1; 0: another shortlist did.
+    sizes: networks of each round.
+  """
+
+  smoothed: Mapping[str, float]
+  first: Mapping[str, int]
+  sizes: list[int]
+
+
+class Found(NamedTuple):
+  """What there is to choose from.
+
+  Attributes:
+    candidates: of each target, the most probable first.
+    accuracies: of all candidates, by their keys.
+    measured_ms: of what was measured, None of those that failed.
+    rounds: None where there was one.
+  """
+
+  candidates: list[list[Candidate]]
+  accuracies: Mapping[str, float]
+  measured_ms: Mapping[Genotype, float | None]
+  rounds: Rounds | None = None
+
+
+def write(path: epath.Path, shortlist: Any, found: Found) -> None:
   """Writes what was chosen, and shortlist.json last.
 
   Args:
     path: the workdir.
     shortlist: a `shortlist.Shortlist`.
-    accuracies: of all candidates, by their keys.
+    found: what there is to choose from.
   """
-  content = record(shortlist, accuracies)
-  found = chosen(content)
-  if len(found) == 1:
-    workdir_lib.write_json_atomic(path / genotype_files.GENOTYPE, found[0])
+  content = record(shortlist, found)
+  members = chosen(content)
+  if len(members) == 1:
+    workdir_lib.write_json_atomic(path / genotype_files.GENOTYPE, members[0])
   else:
     (path / pareto_report.MEMBERS).mkdir(exist_ok=True)
-    for i, member in enumerate(found):
+    for i, member in enumerate(members):
       workdir_lib.write_json_atomic(pareto_report.member_path(path, i), member)
   workdir_lib.write_json_atomic(path / RESULT, content)
 
 
-def record(shortlist: Any, accuracies: Mapping[str, float]) -> dict[str, Any]:
+def record(shortlist: Any, found: Found) -> dict[str, Any]:
   """The content of shortlist.json; see `write`."""
   config, deploy = shortlist.config, shortlist.specs.deploy
-  latency = shortlist.latency
+  latency, ms = shortlist.latency, found.measured_ms
+  rounds = {} if found.rounds is None else {'rounds': found.rounds.sizes}
   return {
     'space': deploy.space,
     'seed': config.seed,
@@ -50,46 +85,56 @@ def record(shortlist: Any, accuracies: Mapping[str, float]) -> dict[str, Any]:
     ),
     'trained': shortlist.pool.settings,
     'measured': {
-      'networks': len(shortlist.measured_ms),
-      'failed': sum(ms is None for ms in shortlist.measured_ms.values()),
+      'networks': len(ms),
+      'failed': sum(value is None for value in ms.values()),
       'allowed': config.shortlist.max_measured,
     },
+    **rounds,
     'targets': [
-      {'candidates': _candidates(shortlist, target, found, accuracies)}
-      for target, found in zip(
-        shortlist.targets, shortlist.candidates, strict=True
-      )
+      {'candidates': _candidates(shortlist, target, some, found)}
+      for target, some in zip(shortlist.targets, found.candidates, strict=True)
     ],
   }
 
 
 def _candidates(
-  shortlist: Any,
-  target: Target,
-  found: list[Candidate],
-  accuracies: Mapping[str, float],
+  shortlist: Any, target: Target, some: list[Candidate], found: Found
 ) -> list[dict[str, Any]]:
   """The candidates of a target, in the order of the search."""
+  values = found.rounds.smoothed if found.rounds else found.accuracies
   # The first of equals: the most probable.
-  best = max(found, key=lambda c: accuracies[c.key])
+  best = max(some, key=lambda c: values[c.key])
   return [
     {
       'genotype': c.genotype.to_dict(),
       'text': spaces.to_text(c.genotype),
       'network': c.key,
       'score': c.score,
-      'val_accuracy': accuracies[c.key],
+      'val_accuracy': found.accuracies[c.key],
+      **_of_rounds(found.rounds, c.key),
       'is_chosen': c is best,
       'predicted_ms': shortlist.latency.of(shortlist.specs.deploy, c.genotype),
-      'measured_ms': shortlist.measured_ms.get(c.genotype),
+      'measured_ms': found.measured_ms.get(c.genotype),
       'bounds': {
-        b.name: _bound(b, c, shortlist.measured_ms.get(c.genotype))
+        b.name: _bound(b, c, found.measured_ms.get(c.genotype))
         for b in target.bounds
       },
       **common.costs(shortlist.specs.deploy, c.genotype),
     }
-    for c in found
+    for c in some
   ]
+
+
+def _of_rounds(rounds: Rounds | None, key: str) -> dict[str, Any]:
+  """What rounds add to a candidate."""
+  if rounds is None:
+    return {}
+  return {'smoothed_accuracy': rounds.smoothed[key], 'round': rounds.first[key]}
+
+
+def judged(candidate: Mapping[str, Any]) -> float:
+  """The accuracy by which candidates are chosen."""
+  return candidate.get('smoothed_accuracy', candidate['val_accuracy'])
 
 
 def _bound(
@@ -146,7 +191,20 @@ def of_candidate(
       'val_accuracy_of_first': first['val_accuracy'],
       'is_first': candidate is first,
       'trained': content['trained'],
+      **_smoothed(content, first, candidate),
     },
+  }
+
+
+def _smoothed(content, first, candidate) -> dict[str, Any]:
+  """What rounds add to the file of a genotype."""
+  if 'rounds' not in content:
+    return {}
+  return {
+    'rounds': content['rounds'],
+    'round': candidate['round'],
+    'smoothed_accuracy': candidate['smoothed_accuracy'],
+    'smoothed_accuracy_of_first': first['smoothed_accuracy'],
   }
 
 
@@ -168,6 +226,7 @@ def of(path: epath.Path) -> str:
       *lines,
       'Accuracies are those of small, briefly trained networks: they say which '
       'is better, not how good it is.',
+      *(_SMOOTHED if 'rounds' in content else ()),
       f'Everything is in {path}: {made}, {RESULT}, pool.json, chunks/, '
       'config.json',
       f'Next, train {"a" if several else "the"} chosen one:',
@@ -182,18 +241,27 @@ def _target_lines(
   """What is told of one target."""
   candidates = target['candidates']
   file = '' if number is None else f' (members/{number:02d}.json)'
+  has_rounds = 'round' in candidates[0]
+  more = '      smoothed  round' if has_rounds else ''
   lines = [
     f'{len(candidates)} candidates on {device}, {asked(target)}{file}; '
     '* is chosen:',
-    '   val accuracy  predicted ms  measured ms  log prob  architecture',
+    f'   val accuracy{more}  predicted ms  measured ms  log prob  architecture',
   ]
-  for c in sorted(candidates, key=lambda c: -c['val_accuracy']):
+  for c in sorted(candidates, key=lambda c: -judged(c)):
+    if has_rounds:
+      more = f'  {100 * c["smoothed_accuracy"]:>10.2f} %  {_round(c):>5}'
     lines.append(
-      f'{"*" if c["is_chosen"] else " "}  {100 * c["val_accuracy"]:>10.2f} %  '
+      f'{"*" if c["is_chosen"] else " "}  {100 * c["val_accuracy"]:>10.2f} %'
+      f'{more}  '
       f'{c["predicted_ms"]:>12.2f}  {_ms(c["measured_ms"]):>11}  '
       f'{c["score"]:>8.2f}  {c["text"]}'
     )
   return lines
+
+
+def _round(candidate: Mapping[str, Any]) -> str:
+  return str(candidate['round'] or 'pool')
 
 
 def _ms(value: float | None) -> str:

@@ -10,6 +10,8 @@ FIELDS: dict[str, dict[str, rules.Rule]] = {
     'search_workdir': rules.TEXT,
     'targets_ms': rules.LIST,
     'size': rules.whole(1),
+    'rounds': rules.whole(1),
+    'more': rules.whole(1),
     'pool': rules.TEXT,
     'max_measured': rules.whole(0),
     'runner': rules.TEXT,
