@@ -179,7 +179,7 @@ def make(settings: Settings) -> Setup:
     problem,
     costs,
     config,
-    packing.packed(state) if settings.packed else state,
+    packing.packed(state, search_job.PACKED) if settings.packed else state,
     num_params,
     feeds,
     sets,

@@ -18,7 +18,7 @@ from hwdarts_jax.runtime import metrics, packing, sharding
 
 
 class _State(struct.PyTreeNode):
-  """Fields that may be packed, and a key, which may not."""
+  """Fields that may be packed, and others."""
 
   step: jax.Array
   many: dict[str, jax.Array]
@@ -57,7 +57,7 @@ def _check_equal(a, b):
 def test_unpacking_undoes_packing(leaves):
   """Of arrays of any shapes and dtypes, in any order."""
   state = _state(leaves)
-  held = packing.packed(state)
+  held = packing.packed(state, ('many', 'pair'))
   assert isinstance(held.many, packing.Packed) == (len(leaves) >= 16)
   _check_equal(packing.unpacked(held), state)
 
@@ -65,7 +65,7 @@ def test_unpacking_undoes_packing(leaves):
 def test_a_packed_state_has_an_array_of_each_dtype_on_every_device():
   leaves = [((i, 2), ('float32', 'int32')[i % 2]) for i in range(40)]
   state = _state(leaves, 2)
-  held = packing.packed(state)
+  held = packing.packed(state, ('many', 'pair'))
   assert len(jax.tree.leaves(held.many)) == 2
   _check_equal(packing.unpacked(held), state)
   assert len(jax.tree.leaves(held)[1].devices()) == 2
@@ -89,7 +89,10 @@ def test_a_step_of_a_packed_state_is_that_of_the_state():
   for function in (step, passing):
     expected = jax.jit(function)(_state(leaves), 2.0)
     either = jax.jit(packing.transparent(function), donate_argnums=0)
-    for state in (_state(leaves), packing.packed(_state(leaves))):
+    for state in (
+      _state(leaves),
+      packing.packed(_state(leaves), ('many', 'pair')),
+    ):
       is_packed = isinstance(state.many, packing.Packed)
       new, result = either(state, 2.0)
       assert isinstance(new.many, packing.Packed) == is_packed
@@ -108,12 +111,13 @@ def run(table, monkeypatch):
   """Runs a tiny job here, as on a device where packing pays."""
   monkeypatch.syspath_prepend(str(tiny_runs.ROOT))
   monkeypatch.setattr(packing, 'pays', lambda: True)
-  # The states of tiny networks have few arrays.
-  monkeypatch.setattr(packing, '_LEAST', 2)
+  # The states of tiny networks have few arrays; and a field that is read as it
+  # is would be missed.
+  monkeypatch.setattr(packing, '_LEAST', 1)
   calls = []
   packed = packing.packed
   monkeypatch.setattr(
-    packing, 'packed', lambda state: calls.append(state) or packed(state)
+    packing, 'packed', lambda *args: calls.append(args) or packed(*args)
   )
 
   def start(job, workdir, **overrides):

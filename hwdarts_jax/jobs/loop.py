@@ -92,8 +92,8 @@ class Loop:
     shown: keys of the row that the progress bar shows.
     advice: what to change when a loss is not finite.
     ended: row -> whether the run ends with it, before its last step.
-    packs: whether its steps are `packing.transparent`. If that pays here, the
-      state is packed in all calls of `compile`, steps and `on_row`.
+    packs: fields of the state that are packed, if that pays here, in calls of
+      `compile`, `on_row` and steps, which must be `packing.transparent`.
   """
 
   name: str
@@ -104,7 +104,7 @@ class Loop:
   shown: tuple[str, ...]
   advice: str
   ended: Callable[[Row], bool] = lambda row: False
-  packs: bool = False
+  packs: tuple[str, ...] = ()
 
   def run(self, path: epath.Path, state: State) -> tuple[State, bool]:
     """Runs from the newest checkpoint, or from `state`, to the end.
@@ -168,7 +168,7 @@ class Loop:
     """Returns the last state, its step, and whether the run is done."""
     schedule, size = self.schedule, self.schedule.steps_per_call
     if self.packs and packing.pays():
-      state = packing.packed(state)
+      state = packing.packed(state, self.packs)
     compiled = self.compile(state, [f(start, size) for f in self.feeds])
     begun, step, done = time.monotonic(), start, False
     stopped = self._stops(stop, step)

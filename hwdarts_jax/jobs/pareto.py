@@ -201,7 +201,7 @@ def _search(pareto: Pareto, path: epath.Path) -> bool:
     shown=_SHOWN,
     advice='Try a lower params_optimizer.learning_rate or '
     'alphas_optimizer.learning_rate, with a new --workdir.',
-    packs=True,
+    packs=search_job.PACKED,
   )
   state, done = loop.run(path, state)
   if done:

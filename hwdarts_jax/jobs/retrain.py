@@ -249,7 +249,7 @@ def _train(training: Training, path: epath.Path) -> bool:
     },
     shown=_SHOWN,
     advice='Try a lower retrain.optimizer.learning_rate, with a new --workdir.',
-    packs=True,
+    packs=('variables', 'average', 'opt'),
   )
   state, done = loop.run(path, state)
   if done:

@@ -44,6 +44,8 @@ from hwdarts_jax.spaces.spec import Genotype
 
 GENOTYPE = 'genotype.json'
 _SHOWN = ('train_loss', 'val_accuracy', 'expected_ms', 'gate_entropy')
+# Fields of the state with many arrays; rows of metrics read the others.
+PACKED = ('params', 'batch_stats', 'params_opt')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +195,7 @@ def _search(search: Search, path: epath.Path) -> bool:
     advice='Try a lower params_optimizer.learning_rate or '
     'alphas_optimizer.learning_rate, with a new --workdir.',
     ended=diagnose.has_stopped,
-    packs=True,
+    packs=PACKED,
   )
   state, done = loop.run(path, state)
   if done:

@@ -3,14 +3,14 @@
 Each array of a state is an argument and a result of every call of a compiled
 step. The 500 of a DARTS supernet cost the host most of a millisecond a call, in
 which a GPU that is waited for idles, and many of them a small kernel that puts
-the new value where the old one was. Packed, each large field of a state is one
-array of every dtype; the step takes it apart and puts it together again, in few
+the new value where the old one was. Packed, a field of a state is one array of
+every dtype; the step takes it apart and puts it together again, in few
 kernels. Nothing is computed in another way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 import dataclasses
 import functools
 import math
@@ -87,17 +87,18 @@ def pays() -> bool:
   return jax.default_backend() == 'gpu'
 
 
-def packed(state: Any) -> Any:
-  """A state with its large fields packed; outside of compiled functions.
+def packed(state: Any, fields: Collection[str]) -> Any:
+  """A state with some of its fields packed; outside of compiled functions.
 
   Args:
     state: a dataclass whose fields are pytrees of arrays, each the same on
-      every device. Fields of few arrays stay as they are, as do typed keys.
+      every device.
+    fields: names of those to pack; one of few arrays stays as it is.
   """
 
   def pack(tree):
     leaves, structure = jax.tree.flatten(tree)
-    if len(leaves) < _LEAST or not all(map(_can_be_packed, leaves)):
+    if len(leaves) < _LEAST:
       return tree
     shapes = tuple(leaf.shape for leaf in leaves)
     dtypes = tuple(str(leaf.dtype) for leaf in leaves)
@@ -106,7 +107,8 @@ def packed(state: Any) -> Any:
     vectors = layout.join(hosts, np.concatenate)
     return Packed(sharding.put(vectors, leaves[0].sharding), layout)
 
-  return _map_fields(pack, state)
+  own = {name: pack(getattr(state, name)) for name in fields}
+  return dataclasses.replace(state, **own)
 
 
 def unpacked(state: Any) -> Any:
@@ -162,12 +164,6 @@ def _put_together(held: Any, old: Any, new: Any) -> Any:
     return held
   leaves = jax.tree.leaves(new)
   return Packed(held.layout.join(leaves, jnp.concatenate), held.layout)
-
-
-def _can_be_packed(leaf: Any) -> bool:
-  """Whether a leaf is an array of numbers, whole on every device."""
-  is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
-  return not is_key and leaf.sharding.is_fully_replicated
 
 
 def _map_fields(function: Callable[..., Any], *states: Any) -> Any:
