@@ -8,7 +8,7 @@ import numpy as np
 from op_cases import _apply, _images, _init, _numpy_norm, EPSILON
 import pytest
 
-from hwdarts_jax.models import layers, ops
+from hwdarts_jax.models import ops
 
 
 @pytest.mark.parametrize('affine', [True, False])
@@ -35,7 +35,7 @@ def test_norm_over_groups_normalizes_each_part_by_itself(groups):
     for part in jnp.split(x, groups)
   ]
   np.testing.assert_allclose(
-    _apply(norm, variables, x, train=True), jnp.concatenate(parts), atol=5e-6
+    _apply(norm, variables, x, train=True), jnp.concatenate(parts), atol=1e-6
   )
 
 
@@ -82,10 +82,9 @@ def test_batch_that_does_not_fill_its_groups_is_refused():
     _apply(norm, variables, x, train=True)
 
 
-@pytest.mark.parametrize('groups', [1, 2])
-def test_norm_keeps_its_digits_where_the_mean_dominates(groups):
+def test_norm_keeps_its_digits_where_the_mean_dominates():
   x = _images((4, 3, 3, 2))
-  norm = ops.BatchNorm(groups, affine=False)
+  norm = ops.BatchNorm(affine=False)
   variables = _init(norm, x)
   near, far = (_apply(norm, variables, x + c, train=True) for c in (0, 4096))
   np.testing.assert_allclose(far, near, atol=2e-3)
@@ -115,32 +114,3 @@ def test_norm_sums_its_gradients_in_float32():
   for key in params:
     error = jnp.linalg.norm(narrow[key] - wide[key])
     assert error < 0.01 * jnp.linalg.norm(wide[key])
-
-
-@pytest.mark.parametrize('groups', [1, 2])
-def test_moments_have_the_derivatives_of_what_they_are(groups):
-  """First and second, by either mode; theirs are written down."""
-
-  def plain(x):
-    parts = x.reshape((groups, -1, *x.shape[1:]))
-    return parts.mean((1, 2, 3)), parts.var((1, 2, 3))
-
-  def loss(function, x):
-    mean, var = function(x)
-    return (jnp.sin(mean) * var + jnp.sqrt(var)).sum()
-
-  def derivatives(function, x):
-    of = functools.partial(loss, function)
-    return (
-      function(x),
-      jax.grad(of)(x),
-      jax.hessian(of)(x),
-      jax.jacrev(jax.grad(of))(x),
-    )
-
-  with jax.enable_x64(True):
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2, 3, 2)) + 5)
-    found = derivatives(lambda x: layers.moments(x, groups), x)
-    expected = derivatives(plain, x)
-  for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
-    np.testing.assert_allclose(a.reshape(b.shape), b, rtol=1e-9, atol=1e-12)

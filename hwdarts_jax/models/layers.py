@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from flax import linen as nn
@@ -52,82 +51,40 @@ class BatchNorm(nn.Module):
     if self.is_initializing():
       return x.astype(self.dtype)  # whose values no initializer reads
     if train:
-      self._check(x.shape[0])
-      mean, var = moments(x.astype(stat_dtype), self.groups)
+      mean, var, x = self._group_statistics(x, stat_dtype)
       if self.is_mutable_collection('batch_stats'):
         keep = self.momentum
-        of_batch = mean.mean((0, 1, 2)), var.mean((0, 1, 2))
-        ra_mean.value = keep * ra_mean.value + (1 - keep) * of_batch[0]
-        ra_var.value = keep * ra_var.value + (1 - keep) * of_batch[1]
+        ra_mean.value = keep * ra_mean.value + (1 - keep) * mean.mean(
+          (0, 1, 2, 3)
+        )
+        ra_var.value = keep * ra_var.value + (1 - keep) * var.mean((0, 1, 2, 3))
     else:
-      mean, var = (
-        jnp.reshape(running.value, (1, 1, 1, features))
-        for running in (ra_mean, ra_var)
-      )
+      shape = (1,) * (x.ndim - 1) + (features,)
+      mean, var = ra_mean.value.reshape(shape), ra_var.value.reshape(shape)
     scale = jax.lax.rsqrt(var + self.epsilon)
     offset = -mean * scale
     if self.affine:
-      shape = (1, 1, 1, features)
+      shape = (1,) * (x.ndim - 1) + (features,)
       scale = scale * gamma.reshape(shape)
       offset = offset * gamma.reshape(shape) + beta.reshape(shape)
     # In the wide type, so that its gradients are also summed in it.
-    return (x * _spread(scale, x) + _spread(offset, x)).astype(self.dtype)
+    y = (x * scale + offset).astype(self.dtype)
+    return y.reshape((-1, *y.shape[-3:]))
 
-  def _check(self, batch: int) -> None:
+  def _group_statistics(self, x, stat_dtype):
+    """Returns mean and variance [G, 1, 1, 1, C], and x [G, B/G, H, W, C]."""
+    batch = x.shape[0]
     if batch % self.groups:
       raise ValueError(
         f'batch of {batch} examples is not divisible by '
         f'batch_groups={self.groups}.'
       )
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def moments(x: jax.Array, groups: int) -> tuple[jax.Array, jax.Array]:
-  """Mean and biased variance of each group, f[G, 1, 1, C], in one pass.
-
-  Distances are taken from one value of each channel, or E[x^2] - E[x]^2 would
-  lose all digits where the mean dominates.
-
-  Args:
-    x: f[B, H, W, C]. It keeps this shape, also between its sums: compilers fuse
-      what comes before with what comes after.
-    groups: contiguous parts of the batch.
-  """
-  origin = x.reshape((groups, -1, *x.shape[1:]))[:, 0, :1, :1]
-  distance = x - _spread(origin, x)
-  mean = _group_mean(distance, groups)
-  square = _group_mean(jnp.square(distance), groups)
-  return origin + mean, jnp.maximum(square - jnp.square(mean), 0)
-
-
-@moments.defjvp
-def _moments_jvp(groups, primals, tangents):
-  # The variance is the least of all mean squares, so that it does not change
-  # with the mean. Automatic differentiation does not know, and reads all of x
-  # for a sum that is zero.
-  (x,), (tangent,) = primals, tangents
-  mean, var = moments(x, groups)
-  of_mean = _group_mean(tangent, groups)
-  of_var = 2 * _group_mean((x - _spread(mean, x)) * tangent, groups)
-  return (mean, var), (of_mean, of_var)
-
-
-def _group_mean(x: jax.Array, groups: int) -> jax.Array:
-  """f[B, H, W, C] -> f[G, 1, 1, C]."""
-  if groups == 1:
-    return x.mean((0, 1, 2), keepdims=True)
-  each = x.mean((1, 2))
-  means = each.reshape((groups, -1, each.shape[-1])).mean(1)
-  return means[:, None, None]
-
-
-def _spread(stats: jax.Array, x: jax.Array) -> jax.Array:
-  """f[G, 1, 1, C] -> one of each group's examples, to go with f[B, H, W, C]."""
-  if stats.shape[0] == 1:
-    return stats
-  groups, *pixels = stats.shape[0], *x.shape[1:]
-  every = (groups, x.shape[0] // groups, *pixels)
-  return jnp.broadcast_to(stats[:, None], every).reshape(x.shape)
+    x = x.reshape((self.groups, batch // self.groups, *x.shape[1:]))
+    wide = x.astype(stat_dtype)
+    mean = wide.mean((1, 2, 3), keepdims=True)
+    # Two passes: E[x^2] - E[x]^2 loses all digits where the mean dominates.
+    var = jnp.square(wide - mean).mean((1, 2, 3), keepdims=True)
+    return mean, var, x
 
 
 class DepthwiseConv(nn.Module):
