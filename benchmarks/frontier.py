@@ -28,13 +28,9 @@ machines, if the folder of the state goes along:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-import functools
 import json
 import math
-import os
 import pathlib
-import signal
-import threading
 import time
 from typing import Any
 
@@ -46,6 +42,7 @@ from benchmarks import (
   frontier_judge,
   frontier_measure,
   frontier_train,
+  limit,
   packed,
 )
 from benchmarks.frontier_state import choose, LATENCY, NETWORKS, State, TRAINED
@@ -138,7 +135,7 @@ def search(own: State) -> None:
     config.population.targets_ms = tuple(sorted({*front, *between.values()}))
     config.population.seeds = _SEEDS.value
   print(f'{device}: targets {front} ms; for the claim {between} ms', flush=True)
-  with _Limit(_LIMIT_S.value):
+  with limit.Limit(_LIMIT_S.value):
     pareto.run(config, str(workdir))
   path = workdir / pareto.FRONT
   if not path.exists():
@@ -245,21 +242,6 @@ def judge(own: State) -> dict[str, Any]:
     print(frontier_judge.table(device, judged) + '\n')
   (own.folder / _JUDGED).write_text(json.dumps(everything, indent=1) + '\n')
   return everything
-
-
-class _Limit:
-  """Ends a job in time, which saves its state and says so."""
-
-  def __init__(self, seconds: float):
-    stop = functools.partial(os.kill, os.getpid(), signal.SIGTERM)
-    self._timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), stop)
-
-  def __enter__(self) -> None:
-    self._timer.daemon = True
-    self._timer.start()
-
-  def __exit__(self, *unused: Any) -> None:
-    self._timer.cancel()
 
 
 STEPS: Mapping[str, Any] = {

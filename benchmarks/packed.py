@@ -20,7 +20,7 @@ from absl import app, flags
 import numpy as np
 from PIL import Image
 
-from hwdarts_jax.data import prepared, sources
+from hwdarts_jax.data import prepared, sources, transforms
 
 _NAME = flags.DEFINE_string('name', 'cifar10', 'Of the set, in TFDS.')
 _DATA_DIR = flags.DEFINE_string('data_dir', '', 'Where TFDS has prepared it.')
@@ -61,15 +61,18 @@ def use(folder: pathlib.Path, most: int = 0) -> None:
 
   def load(name, split, data_dir='', image_size=None, crop=1.0):
     del data_dir
-    if image_size or crop != 1:
-      raise ValueError('packed images are taken as they are.')
-    return read(name, split)
+    return read(name, split, image_size, crop)
 
   sources.load = load
 
 
 def _read(
-  folder: pathlib.Path, most: int, name: str, split: str
+  folder: pathlib.Path,
+  most: int,
+  name: str,
+  split: str,
+  image_size: int | None,
+  crop: float,
 ) -> sources.Dataset:
   with np.load(folder / f'{name}_{split}.npz') as arrays:
     data, offsets = arrays['data'].tobytes(), arrays['offsets']
@@ -78,7 +81,7 @@ def _read(
 
   def decode(i: int) -> np.ndarray:
     image = Image.open(io.BytesIO(data[offsets[i] : offsets[i + 1]]))
-    return np.asarray(image.convert('RGB'))
+    return transforms.central(image, 'RGB', image_size, crop)
 
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     images = np.stack(list(pool.map(decode, range(count), chunksize=500)))

@@ -17,7 +17,9 @@ trained and measured within it, so none exceeds its budget.
 
 `--plan` fits the predictors. `--train` goes on where it was stopped, stops by
 itself before `--limit_s`, and writes the answers after each round; flags of
-trainings are those of `benchmarks.shortlist_train`. `--simulate` takes the mean
+trainings are those of `benchmarks.shortlist_train`. Small networks leave a GPU
+idle, so that several processes are faster: start the same command with `--of=3`
+and each `--rank`. `--simulate` takes the mean
 true accuracy of equal networks plus noise, in points, instead of trainings.
 `--judge` reads true accuracies, after all that, and prints the mean regret.
 """
@@ -26,7 +28,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import functools
+import json
 import math
+import pathlib
+import time
 from typing import Any
 
 from absl import app, flags
@@ -48,6 +53,12 @@ _ROUNDS = flags.DEFINE_integer('rounds', 10, 'Of measuring and training.')
 _ONCE = flags.DEFINE_integer(
   'measured_at_once', 5, 'Candidates of a budget and a round.'
 )
+_ALSO = flags.DEFINE_string(
+  'also', '', 'File of cells, a JSON list, that are trained first in any case.'
+)
+_OF = flags.DEFINE_integer('of', 1, 'Processes that train together.')
+_RANK = flags.DEFINE_integer('rank', 0, 'Which of them this one is, from 0.')
+_POLL_S = 0.3
 
 
 def plan() -> None:
@@ -161,15 +172,63 @@ def train_rounds(results: dict[str, Any]) -> None:
   known = rounds_play.space()
   cell = dict(zip(known.keys, known.cell.tolist(), strict=True))
   prepare = functools.cache(shortlist_train.prepare)
+  others = also(known)
 
   def train(todo):
-    members = [{'key': key, 'cell': cell[key]} for key in todo]
+    wanted = [*(k for k in others if k not in results['accuracy']), *todo]
+    members = [{'key': k, 'cell': cell[k]} for k in dict.fromkeys(wanted)]
     if not members:  # nor is anything compiled
       return True
-    return shortlist_train.train_all(prepare(), members, results)
+    if _OF.value == 1:
+      return shortlist_train.train_all(prepare(), members, results)
+    return _train_share(prepare(), members, results)
 
   play(results, train)
-  shortlist_train.save(results)
+  if not _RANK.value:
+    shortlist_train.save(results)
+
+
+def also(known: rounds_play.Space) -> list[str]:
+  """Keys of the networks of --also."""
+  if not _ALSO.value:
+    return []
+  cells = json.loads(pathlib.Path(_ALSO.value).read_text())
+  return [known.keys[known.network[c]] for c in cells]
+
+
+def _train_share(setup, members, results: dict[str, Any]) -> bool:
+  """Trains what falls to this process, and waits for what falls to others.
+
+  Each process has a file of its trainings, and all play the same rounds.
+
+  Args:
+    setup: what trainings need.
+    members: keys and cells, the same in all processes.
+    results: changed in place, as if this process had trained all of them.
+
+  Returns:
+    Whether all are trained.
+  """
+  suffixes = [f'.{rank}' for rank in range(_OF.value)]
+  keys = [m['key'] for m in members]
+
+  def of_all() -> dict[str, float]:
+    parts = [shortlist_train.load_results(True, s) for s in suffixes]
+    return {k: v for part in parts for k, v in part['accuracy'].items()}
+
+  share = set(keys[_RANK.value :: _OF.value]) - set(of_all())
+  own = shortlist_train.load_results(True, suffixes[_RANK.value])
+  shortlist_train.train_all(
+    setup, [m for m in members if m['key'] in share], own, suffixes[_RANK.value]
+  )
+  while True:
+    is_late, found = shortlist_train.is_late(), of_all()
+    if is_late or all(k in found for k in keys):
+      break
+    time.sleep(_POLL_S)
+  # In one order: sums of the surrogate are the same to the last bit.
+  results['accuracy'] |= {k: found[k] for k in keys if k in found}
+  return all(k in found for k in keys)
 
 
 def judge(results: Mapping[str, Any]) -> list[dict[str, Any]]:

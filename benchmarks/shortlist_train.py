@@ -37,7 +37,9 @@ _EPOCHS = flags.DEFINE_integer('epochs', 12, 'Of each training.')
 _BATCH = flags.DEFINE_integer('batch_size', 256, 'Images of a step.')
 _FEATURES = flags.DEFINE_integer('features', 16, 'Of the first cells.')
 _CELLS = flags.DEFINE_integer('num_cells', 1, 'Of each stage.')
-_SUBSAMPLE = flags.DEFINE_integer('subsample', 1, 'Every n-th pixel is read.')
+_SUBSAMPLE = flags.DEFINE_integer(
+  'subsample', 1, 'Means of n x n pixels are read.'
+)
 _MEMBERS = flags.DEFINE_integer('members', 8, 'Networks of one program.')
 _RATE = flags.DEFINE_float('learning_rate', 0.1, 'At its highest.')
 _EVALUATIONS = flags.DEFINE_list(
@@ -68,10 +70,21 @@ def load_images() -> sources.Dataset:
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
       images = np.stack(list(pool.map(decode, range(len(labels)))))
-  every = _SUBSAMPLE.value
-  images = np.ascontiguousarray(images[:, ::every, ::every])
+  images = _means(images, _SUBSAMPLE.value)
   stats = sources._KNOWN_STATS['cifar10']
   return sources.Dataset('cifar10', images, labels, 10, *stats)
+
+
+def _means(images: np.ndarray, size: int) -> np.ndarray:
+  """Means of squares of pixels, u8[N, H / size, W / size, C]."""
+  if size == 1:
+    return images
+  count, height, width, channels = images.shape
+  parts = count, height // size, size, width // size, size, channels
+  means = [
+    block.mean((2, 4)) for block in np.array_split(images.reshape(parts), 50)
+  ]
+  return np.round(np.concatenate(means)).astype(np.uint8)
 
 
 @dataclasses.dataclass
@@ -229,8 +242,14 @@ def prepare() -> Setup:
   return Setup(programs[0], feed, val, batches)
 
 
-def train_all(setup: Setup, todo, results) -> bool:
+def train_all(setup: Setup, todo, results, suffix: str = '') -> bool:
   """Trains members chunk by chunk, and writes what is known after each.
+
+  Args:
+    setup: what trainings need.
+    todo: keys and cells.
+    results: changed in place.
+    suffix: of the file that is written.
 
   Returns:
     Whether all are trained; else --limit_s is near.
@@ -247,13 +266,13 @@ def train_all(setup: Setup, todo, results) -> bool:
     took = time.monotonic() - begun
     results['chunk_seconds'] = took
     results['seconds'] = results.get('seconds', 0.0) + took
-    save(results)
+    save(results, suffix)
   return True
 
 
-def save(results: dict[str, Any]) -> None:
+def save(results: dict[str, Any], suffix: str = '') -> None:
   """Writes what is known, whole or not at all."""
-  path = pathlib.Path(_RESULTS.value)
+  path = pathlib.Path(_RESULTS.value + suffix)
   new = path.with_name(path.name + '.new')
   new.write_text(json.dumps(results, indent=1))
   new.replace(path)
@@ -284,18 +303,27 @@ def _train_chunk(setup: Setup, some, results) -> None:
   )
 
 
+def is_late() -> bool:
+  """Whether --limit_s is over."""
+  return time.monotonic() - _BEGUN > _LIMIT.value
+
+
 def say(text: str) -> None:
   """Prints, with the seconds since the start."""
   print(f'[{time.monotonic() - _BEGUN:6.1f}] {text}', flush=True)
 
 
-def load_results(is_continued: bool) -> dict[str, Any]:
+def load_results(is_continued: bool, suffix: str = '') -> dict[str, Any]:
   """What was trained by now.
+
+  Args:
+    is_continued: whether more is going to be trained.
+    suffix: of the file.
 
   Raises:
     ValueError: it was trained otherwise, and is to be continued.
   """
-  path = pathlib.Path(_RESULTS.value)
+  path = pathlib.Path(_RESULTS.value + suffix)
   if not path.exists():
     return {'settings': settings(), 'accuracy': {}}
   results = json.loads(path.read_text())

@@ -4,7 +4,7 @@ from absl import flags
 import numpy as np
 import pytest
 
-from benchmarks import rounds, rounds_play
+from benchmarks import rounds, rounds_play, shortlist_train
 from hwdarts_jax import oracle
 
 DEVICE = 'intel_ncs2'
@@ -123,3 +123,44 @@ def test_what_is_trained_serves_other_rows_without_further_trainings(plan):
   rounds.play(other, lambda todo: not todo)
   assert other['accuracy'] == known['accuracy']
   assert np.mean(_regrets(other)[-1]) < np.mean(_regrets(known)[0])
+
+
+def test_processes_that_train_together_know_what_each_of_them_trained(
+  tmp_path, monkeypatch
+):
+  """Two share five networks; the other one has trained its two already."""
+  flags.FLAGS(
+    ['test', f'--results={tmp_path / "r.json"}', '--of=2', '--rank=0']
+  )
+  asked = []
+
+  def train_all(setup, todo, results, suffix):
+    del setup
+    asked.extend(m['key'] for m in todo)
+    results['accuracy'] |= {m['key']: 0.5 for m in todo}
+    shortlist_train.save(results, suffix)
+    return True
+
+  monkeypatch.setattr(shortlist_train, 'train_all', train_all)
+  other = shortlist_train.load_results(is_continued=True)
+  shortlist_train.save(other | {'accuracy': {'b': 0.1, 'd': 0.2}}, '.1')
+  results = {'accuracy': {'z': 0.9}}
+  members = [{'key': k, 'cell': 0} for k in 'abcde']
+  assert rounds._train_share(None, members, results)
+  assert asked == ['a', 'c', 'e']
+  assert list(results['accuracy'].items()) == [
+    ('z', 0.9), ('a', 0.5), ('b', 0.1), ('c', 0.5), ('d', 0.2), ('e', 0.5)
+  ]  # fmt: skip
+  asked.clear()  # a second start has nothing left to train
+  assert rounds._train_share(None, members, {'accuracy': {}})
+  assert not asked
+  for name in ('results', 'of', 'rank'):
+    flags.FLAGS[name].unparse()
+
+
+def test_a_subsampled_image_has_the_means_of_its_squares():
+  images = np.zeros((60, 4, 4, 1), np.uint8)
+  images[0, :2, 2:, 0] = [[10, 20], [30, 41]]
+  found = shortlist_train._means(images, 2)
+  np.testing.assert_array_equal(found[0, ..., 0], [[0, 25], [0, 0]])
+  assert not found[1:].any()
